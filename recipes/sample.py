@@ -1,0 +1,36 @@
+"""On-policy preference pairs: draw completions from a policy, score them, rank them into chosen and rejected.
+
+    python recipes/sample.py --config sample.yaml --inputs.policy runs/sft --output_dir runs/sample
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sample.py --config sample.yaml ...
+
+The judge is a verifier (`verifier: exact_match`, `regex:PATTERN` or `module:function`) or a reward model
+(`--inputs.reward runs/reward`). A prompt whose completions all score alike gives no pair.
+"""
+
+from posttrain.errors import run_main
+
+
+def main() -> None:
+    from posttrain.stage import open_stage
+
+    stage = open_stage("sample")
+
+    # Data and judge
+    from posttrain import sampling
+
+    prompts = stage.load_train()
+    judge = sampling.find_judge(stage, prompts)
+
+    # Policy
+    policy, tokenizer = sampling.load_policy_and_tokenizer(stage)
+
+    # Draw, in batches that a killed run does not draw again
+    completions = sampling.draw(stage, policy, tokenizer, prompts)
+
+    # Score, rank, write
+    pairs = sampling.rank(stage, judge, tokenizer, prompts, completions)
+    sampling.finish(stage, pairs)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,369 @@
+"""The stage graph: what is complete, what must run and why, and the running of it.
+
+    name: smollm2-spelling
+    stages:
+      sft:    {recipe: sft,    config: sft.yaml}
+      reward: {recipe: reward, config: reward.yaml, inputs: {policy: sft}}
+    launch: {accelerate_config: cpu.yaml}
+    output_dir: runs/smollm2-spelling
+
+`inputs` is the only statement of order. A stage whose key (identity.py) is complete is skipped; one that was cut off
+is resumed; one whose key changed is moved to `.previous/` and run anew, with all that depends on it. Imports no torch.
+"""
+
+import difflib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .artifacts import Lineage, is_complete, read_lineage, verify, write_atomically
+from .config import RECIPES, StageConfig, build, read_yaml
+from .errors import EXIT_USER_ERROR, ArtifactError, ConfigError, LaunchError
+from .identity import stage_key
+from .launch import accelerate_config, build_command, die_with_parent, environment
+
+_KEYS = {"name", "stages", "launch", "output_dir"}
+_STAGE_KEYS = {"recipe", "config", "inputs", "overrides"}
+_LAUNCH_KEYS = {"accelerate_config"}
+_OWNER = "chain.json"
+
+
+@dataclass(frozen=True)
+class ChainStage:
+    """One stage: its checked configuration, its file, and its parents by role."""
+
+    name: str
+    config: StageConfig
+    config_file: Path
+    overrides: Mapping[str, Any]
+    parents: Mapping[str, str]  # role -> stage name
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain, its stages in an order in which they can run."""
+
+    name: str
+    path: Path
+    output_dir: Path
+    stages: tuple[ChainStage, ...]
+    launch_config: Path
+
+    def run_dir(self, stage: str) -> Path:
+        return self.output_dir / stage
+
+
+@dataclass
+class Plan:
+    """What will happen to one stage, and why."""
+
+    stage: ChainStage
+    action: str  # skip | run | resume
+    reason: str
+    key: str
+    stale: bool = field(default=False)  # a result with another key stands in the way
+
+
+def read_chain(path: Path) -> Chain:
+    """Read and check a chain and every stage's configuration. Raises ConfigError; imports nothing heavy."""
+    document = read_yaml(path)
+    _known(document, _KEYS, str(path))
+    name = document.get("name")
+    if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
+        raise ConfigError(f"{path}: name must be a word without '/', got {name!r}")
+    raw = document.get("stages")
+    if not isinstance(raw, dict) or not raw:
+        raise ConfigError(f"{path}: stages must be a mapping of at least one stage, got {raw!r}")
+    launch = document.get("launch") or {}
+    if not isinstance(launch, dict):
+        raise ConfigError(f"{path}: launch must be a mapping, got {launch!r}")
+    _known(launch, _LAUNCH_KEYS, f"{path}: launch")
+    output_dir = Path(os.path.expanduser(str(document.get("output_dir") or f"runs/{name}")))
+    stages = [_read_stage(path, output_dir, n, raw[n], set(raw)) for n in raw]
+    config_file = accelerate_config(str(launch.get("accelerate_config", "cpu.yaml")), path.parent)
+    return Chain(name, path, output_dir, tuple(_in_order(stages, path)), config_file)
+
+
+def _read_stage(path: Path, output_dir: Path, name: str, raw: Any, names: set[str]) -> ChainStage:
+    where = f"{path}: stages.{name}"
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: expected {{recipe, config, inputs}}, got {raw!r}")
+    _known(raw, _STAGE_KEYS, where)
+    recipe = raw.get("recipe")
+    if recipe not in RECIPES:
+        raise ConfigError(f"{where}: unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
+    if not isinstance(raw.get("config"), str):
+        raise ConfigError(f"{where}: config must name a file, got {raw.get('config')!r}")
+    parents = raw.get("inputs") or {}
+    for role, parent in parents.items():
+        if role not in RECIPES[recipe].inputs:
+            raise ConfigError(f"{where}: {recipe} has no input {role!r}; it has {', '.join(RECIPES[recipe].inputs)}")
+        if parent not in names:
+            near = difflib.get_close_matches(str(parent), names, n=1)
+            raise ConfigError(
+                f"{where}: inputs.{role} names no stage: {parent!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    file = path.parent / raw["config"]
+    overrides = dict(raw.get("overrides") or {})
+    inputs = {role: str(output_dir / parent) for role, parent in parents.items()}
+    config = build(
+        recipe,
+        read_yaml(file),
+        {**overrides, "output_dir": str(output_dir / name), "inputs": inputs},
+        source=str(file),
+    )
+    return ChainStage(name, config, file, overrides, parents)
+
+
+def _known(mapping: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in mapping:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def _in_order(stages: Sequence[ChainStage], path: Path) -> list[ChainStage]:
+    """Parents before children, otherwise as written. Raises ConfigError on a cycle."""
+    ordered: list[ChainStage] = []
+    waiting = list(stages)
+    while waiting:
+        done = {s.name for s in ordered}
+        ready = [s for s in waiting if set(s.parents.values()) <= done]
+        if not ready:
+            raise ConfigError(f"{path}: stages {', '.join(s.name for s in waiting)} depend on each other in a circle")
+        ordered.append(ready[0])
+        waiting.remove(ready[0])
+    return ordered
+
+
+def plan(chain: Chain, only: str | None = None) -> list[Plan]:
+    """What would run, and why. Raises ArtifactError when a finished stage was altered."""
+    names = [s.name for s in chain.stages]
+    if only is not None and only not in names:
+        raise ConfigError(f"--only {only}: no such stage; {chain.path} has {', '.join(names)}")
+    keys: dict[str, str] = {}
+    plans: list[Plan] = []
+    for stage in chain.stages:
+        key = stage_key(stage.config, {role: keys[parent] for role, parent in stage.parents.items()})
+        keys[stage.name] = key
+        plans.append(_plan_stage(chain, stage, key, {p.stage.name: p for p in plans}))
+    if only is None:
+        return plans
+    chosen = next(p for p in plans if p.stage.name == only)
+    missing = [
+        parent for parent in chosen.stage.parents.values()
+        if next(p for p in plans if p.stage.name == parent).action != "skip"
+    ]  # fmt: skip
+    if missing:
+        raise ArtifactError(f"--only {only}: its input {missing[0]} is not complete; run the chain without --only")
+    return [chosen]
+
+
+def _plan_stage(chain: Chain, stage: ChainStage, key: str, earlier: Mapping[str, Plan]) -> Plan:
+    run_dir = chain.run_dir(stage.name)
+    redone = [parent for parent in stage.parents.values() if earlier[parent].action != "skip"]
+    if is_complete(run_dir):
+        lineage = read_lineage(run_dir)
+        if lineage.key == key and not redone:
+            verify(run_dir)
+            return Plan(stage, "skip", "complete", key)
+        if redone:
+            return Plan(stage, "run", f"its input {redone[0]} runs again", key, stale=True)
+        return Plan(stage, "run", "; ".join(_changes(lineage, stage, key)), key, stale=True)
+    marker = run_dir / "stage.json"
+    if marker.is_file():
+        if json.loads(marker.read_text(encoding="utf-8")).get("key") == key:
+            return Plan(stage, "resume", "was cut off", key)
+        return Plan(stage, "run", "an unfinished run with another configuration is there", key, stale=True)
+    return Plan(stage, "run", "not there yet", key)
+
+
+def _changes(lineage: Lineage, stage: ChainStage, key: str) -> list[str]:
+    """In words, why a finished stage's key is not today's."""
+    then, now = _flatten(lineage.config), _flatten(stage.config.to_dict())
+    changed = [
+        f"{k}: {then.get(k)!r} -> {now.get(k)!r}"
+        for k in now
+        if then.get(k) != now.get(k) and not k.startswith("inputs")
+    ]
+    return changed[:4] or ["its data, its base or a library's version changed"]
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def run(chain: Chain, *, only: str | None = None, dry_run: bool = False) -> None:
+    """Run what is not complete, in order, and print the closing table. Raises a PosttrainError at the first failure."""
+    take_chain_directory(chain, write=not dry_run)
+    plans = plan(chain, only)
+    for p in plans:
+        print(f"{p.action:>6}  {p.stage.name:<12} {p.reason}", flush=True)
+    if dry_run:
+        return
+    for number, p in enumerate(plans, 1):
+        if p.action == "skip":
+            continue
+        if p.stale:
+            _move_aside(chain, p.stage.name)
+        _run_stage(chain, p.stage, f"[{number}/{len(plans)} {p.stage.name}]")
+    print(closing_table(chain), flush=True)
+
+
+def take_chain_directory(chain: Chain, *, write: bool = True) -> None:
+    """Refuse an output directory that another chain owns. Raises ArtifactError."""
+    owner = chain.output_dir / _OWNER
+    mine = {"name": chain.name, "file": str(chain.path.resolve())}
+    if owner.is_file():
+        theirs = json.loads(owner.read_text(encoding="utf-8"))
+        if theirs.get("name") != chain.name:
+            raise ArtifactError(
+                f"output_dir: {chain.output_dir} belongs to the chain {theirs.get('name')!r} ({theirs.get('file')}); "
+                f"set output_dir in {chain.path} to another folder"
+            )
+    elif chain.output_dir.is_dir() and any(chain.output_dir.iterdir()):
+        raise ArtifactError(f"output_dir: {chain.output_dir} is not empty and no chain's; choose another folder")
+    if write:
+        chain.output_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(owner, json.dumps(mine) + "\n")
+
+
+def _move_aside(chain: Chain, name: str) -> None:
+    """Keep an outdated result under .previous/: nothing that was paid for is deleted."""
+    run_dir = chain.run_dir(name)
+    target = chain.output_dir / ".previous" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    target.parent.mkdir(exist_ok=True)
+    shutil.move(str(run_dir), str(target))
+    print(f"kept the previous {name} as {target}", flush=True)
+
+
+def stage_arguments(chain: Chain, stage: ChainStage) -> list[str]:
+    """A stage's command line: its file, the chain's overrides, its directory, its inputs."""
+    arguments = ["--config", str(stage.config_file)]
+    for key, value in stage.overrides.items():
+        if isinstance(value, Mapping):
+            for sub, v in value.items():
+                arguments += [f"--{key}.{sub}", _shell(v)]
+        else:
+            arguments += [f"--{key}", _shell(value)]
+    arguments += ["--output_dir", str(chain.run_dir(stage.name))]
+    for role, parent in stage.parents.items():
+        arguments += [f"--inputs.{role}", str(chain.run_dir(parent))]
+    return arguments
+
+
+def _shell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _run_stage(chain: Chain, stage: ChainStage, label: str) -> None:
+    """Launch one stage; show its lines, keep its stderr, and end with its error when it fails."""
+    command = build_command(stage.config.recipe, stage_arguments(chain, stage), chain.launch_config)
+    print(f"{label} {' '.join(command[3:])}", flush=True)
+    logs = chain.output_dir / ".logs"
+    logs.mkdir(exist_ok=True)
+    log = logs / f"{stage.name}.stderr"
+    last: deque[str] = deque(maxlen=3)
+    with log.open("a", encoding="utf-8") as stderr:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=environment(chain.launch_config),
+            preexec_fn=die_with_parent,
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            last.append(line.rstrip())
+            if not line.startswith("effective configuration"):
+                print(f"{label} {line}", end="", flush=True)
+        code = process.wait()
+    if code == 0:
+        return
+    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    named = [line for line in tail if line.split(":")[0].endswith("Error")]
+    shown = "\n".join(tail[tail.index(named[-1]) :][:25]) if named else "\n".join(tail[-15:])
+    if code == EXIT_USER_ERROR or (named and named[-1].split(":")[0] in _OUR_ERRORS):
+        raise LaunchError(f"stage {stage.name} stopped:\n{_without_launcher(shown)}")
+    print(shown, file=sys.stderr)
+    raise LaunchError(
+        f"stage {stage.name} ended with exit code {code}; its errors are in {log}. "
+        "Finished stages and checkpoints are kept: run the same command again to go on."
+    )
+
+
+_OUR_ERRORS = {"ConfigError", "DataError", "ArtifactError", "LaunchError", "GateError"}
+
+
+def _without_launcher(text: str) -> str:
+    """Drop the traceback that accelerate's launcher adds below a recipe's own message."""
+    return text.split("\nTraceback (most recent call last)")[0]
+
+
+def closing_table(chain: Chain) -> str:
+    """Stage, metric before and after, time, peak memory, trained parameters, artifact."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{chain.name}", title_justify="left")
+    for column in ("stage", "metric", "before", "after", "time", "peak memory", "trained", "artifact"):
+        table.add_column(column, justify="left" if column in ("stage", "metric", "artifact") else "right")
+    for stage in chain.stages:
+        run_dir = chain.run_dir(stage.name)
+        if not is_complete(run_dir):
+            table.add_row(stage.name, "not complete")
+            continue
+        lineage = read_lineage(run_dir)
+        rows = _metric_rows(lineage)
+        cost = lineage.cost
+        trained = f"{cost['trained_parameters']:,}" if "trained_parameters" in cost else ""
+        for i, (metric, before, after) in enumerate(rows):
+            first = i == 0
+            table.add_row(
+                stage.name if first else "",
+                metric,
+                before,
+                after,
+                f"{cost['wall_s']:.0f} s" if first else "",
+                f"{cost['peak_rss_bytes'] / 2**30:.2f} GiB" if first else "",
+                trained if first else "",
+                str(run_dir / lineage.kind) if first else "",
+            )
+    console = Console(width=150, record=True, file=open(os.devnull, "w"))  # noqa: SIM115  rich wants an open file
+    console.print(table)
+    return console.export_text()
+
+
+def _metric_rows(lineage: Lineage) -> list[tuple[str, str, str]]:
+    m = lineage.metrics
+    rows: list[tuple[str, str, str]] = []
+    for name in ("greedy", "sampled"):
+        if "after" in m and f"{name}_exact" in m["after"]:
+            before = _share(m["before"], name) if "before" in m else ""
+            rows.append((f"exact match, {name}", before, _share(m["after"], name)))
+    if "accuracy" in m:
+        rows.append((f"accuracy, {m['pairs']} held-out pairs", "", f"{m['accuracy']:.1%}"))
+    if lineage.kind == "data":
+        rows.append((f"pairs from {m['prompts']} prompts", "", str(m["pairs"])))
+    return rows or [("", "", "")]
+
+
+def _share(metrics: Mapping[str, Any], name: str) -> str:
+    low, high = metrics[f"{name}_exact_low"], metrics[f"{name}_exact_high"]
+    return f"{metrics[f'{name}_exact']:.1%} [{low:.1%}, {high:.1%}]"

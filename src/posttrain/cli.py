@@ -1,0 +1,88 @@
+"""The command `posttrain`. Imports nothing heavy: `posttrain --help` and a configuration error answer at once."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import run_main
+
+DEMO_CHAIN = "recipes/configs/smollm2-135m/chain.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `posttrain`; exits with 2 and one message for a user's mistake."""
+    arguments = _parser().parse_args(argv)
+    run_main(lambda: arguments.command(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="posttrain", description="SFT, reward models and DPO with LoRA adapters, chained on Hugging Face TRL."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("run", help="run a chain: finished stages are skipped, interrupted ones resumed")
+    command.add_argument("chain", type=Path, help="the chain's YAML file")
+    command.add_argument("--dry-run", action="store_true", help="print what would run and why")
+    command.add_argument("--only", metavar="STAGE", help="run this stage alone")
+    command.set_defaults(command=_run)
+
+    command = commands.add_parser(
+        "demo", help="post-train a real 135M model on this machine, nothing downloaded from a hub"
+    )
+    command.add_argument("--dry-run", action="store_true", help="print what would run and why")
+    command.set_defaults(command=_demo)
+
+    command = commands.add_parser("lineage", help="what a run was made from")
+    command.add_argument("directory", type=Path)
+    command.set_defaults(command=_lineage)
+
+    command = commands.add_parser("merge", help="write a run's adapter into its base: a plain model")
+    command.add_argument("directory", type=Path, help="a training stage's run directory")
+    command.add_argument("output", type=Path, help="a new folder for the model")
+    command.set_defaults(command=_merge)
+
+    command = commands.add_parser("keys", help="the keys that a recipe's configuration knows")
+    command.add_argument("recipe")
+    command.set_defaults(command=_keys)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from .chain import read_chain, run
+
+    run(read_chain(arguments.chain), only=arguments.only, dry_run=arguments.dry_run)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from . import demo
+    from .chain import read_chain, run
+    from .launch import ROOT
+
+    demo.prepare()
+    run(read_chain(ROOT / DEMO_CHAIN), dry_run=arguments.dry_run)
+
+
+def _lineage(arguments: argparse.Namespace) -> None:
+    from .artifacts import tree
+
+    print("\n".join(tree(arguments.directory)))
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from .merge import merge
+
+    merge(arguments.directory, arguments.output)
+
+
+def _keys(arguments: argparse.Namespace) -> None:
+    from .config import known_keys
+    from .schema import describe
+
+    for key, type_ in known_keys(arguments.recipe).items():
+        print(f"{key}: {describe(type_)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

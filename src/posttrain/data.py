@@ -1,0 +1,508 @@
+"""Rows: read, recognise the format, bring to TRL's columns, check each one, fingerprint.
+
+    file, folder or hub id -> read_rows -> recognise -> normalise -> check -> Rows -> (with a tokenizer) check_lengths
+
+Everything up to `check_lengths` is plain Python, so that a broken row 37 is reported before a model is loaded. An error
+names file, row and field; the first 20 are shown and the rest counted.
+
+Left out: streaming (a row cannot be checked before it is seen) and images.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import DataSettings
+from .errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Row = dict[str, Any]
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".parquet")
+MAX_SHOWN = 20
+
+# The columns that make a format, most specific first: a preference row also has a prompt.
+_SIGNATURES: tuple[tuple[str, frozenset[str]], ...] = (
+    ("preference", frozenset({"chosen", "rejected"})),
+    ("unpaired", frozenset({"prompt", "completion", "label"})),
+    ("prompt_completion", frozenset({"prompt", "completion"})),
+    ("alpaca", frozenset({"instruction", "output"})),
+    ("messages", frozenset({"messages"})),
+    ("sharegpt", frozenset({"conversations"})),
+    ("text", frozenset({"text"})),
+    ("prompt", frozenset({"prompt"})),
+)
+FORMATS = tuple(name for name, _ in _SIGNATURES)
+
+# What TRL's trainers want to see, after normalisation.
+ACCEPTED = {
+    "sft": ("text", "messages", "prompt_completion"),
+    "reward": ("preference",),
+    "dpo": ("preference",),
+    "sample": ("prompt_completion", "prompt"),
+    "evaluate": ("prompt_completion",),
+}
+
+_ROLES = ("system", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+@dataclass
+class Rows:
+    """Checked rows in TRL's columns, with where each came from."""
+
+    format: str
+    rows: list[Row]
+    origins: list[str]  # "file.jsonl, row 3", parallel to rows
+    skipped: int = 0
+    fingerprint: str = field(default="", repr=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to_dataset(self) -> "Dataset":
+        from datasets import Dataset
+
+        return Dataset.from_list(self.rows)
+
+
+def load_rows(source: Any, recipe: str, settings: DataSettings, *, key: str, seed: int = 42) -> Rows:
+    """Load and check the rows of `train_file`, `validation_file` or `test_file` (the key, for messages).
+
+    `source` is a path, or a list of `{path, weight}`. Raises DataError when a file or a row is unusable.
+    """
+    parts = parse_sources(source, key)
+    loaded = [_load_one(path, recipe, settings, key) for path, _ in parts]
+    if len({part.format for part in loaded}) > 1:
+        found = ", ".join(f"{path} is {part.format}" for (path, _), part in zip(parts, loaded, strict=True))
+        raise DataError(f"{key}: a mixture needs one format, but {found}; convert one, or set data_format")
+    mixed = loaded[0] if len(loaded) == 1 else _mix(loaded, [w for _, w in parts], seed)
+    limit = settings.max_train_rows
+    if key == "train_file" and limit is not None and limit < len(mixed):
+        mixed.rows, mixed.origins = mixed.rows[:limit], mixed.origins[:limit]
+    mixed.fingerprint = fingerprint(mixed.rows)
+    return mixed
+
+
+def load_hub(settings: DataSettings, recipe: str, *, split: str) -> Rows:
+    """Load and check one split of a hub dataset. Raises DataError."""
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(settings.dataset_name, settings.dataset_config, split=split)
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"dataset_name: cannot load {settings.dataset_name!r} (split {split!r}): {first}. "
+            "For a file on this machine use train_file."
+        ) from error
+    name = str(settings.dataset_name)
+    rows = _check_all([(f"{name}, row {i}", dict(r)) for i, r in enumerate(dataset, 1)], name, recipe, settings)
+    rows.fingerprint = fingerprint(rows.rows)
+    return rows
+
+
+def fingerprint(rows: Sequence[Row]) -> str:
+    """SHA-256 of the rows in their order, in hexadecimal."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+# Sources
+
+
+def parse_sources(source: Any, key: str) -> list[tuple[Path, float]]:
+    entries = source if isinstance(source, list) else [source]
+    parts: list[tuple[Path, float]] = []
+    for entry in entries:
+        if isinstance(entry, str) and entry:
+            parts.append((Path(entry), 1.0))
+        elif isinstance(entry, Mapping) and set(entry) <= {"path", "weight"} and isinstance(entry.get("path"), str):
+            weight = entry.get("weight", 1.0)
+            if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not weight > 0:
+                raise DataError(f"{key}: weight of {entry['path']} must be greater than 0, got {weight!r}")
+            parts.append((Path(entry["path"]), float(weight)))
+        else:
+            raise DataError(f"{key}: expected a path or a list of {{path, weight}}, got {entry!r}")
+    if not parts:
+        raise DataError(f"{key}: the list of files is empty")
+    return parts
+
+
+def _mix(parts: Sequence[Rows], weights: Sequence[float], seed: int) -> Rows:
+    """Draw without replacement in the shares of `weights`, until the first source that would be exceeded runs dry."""
+    total = min(len(p) / (w / sum(weights)) for p, w in zip(parts, weights, strict=True))
+    rng = random.Random(seed)
+    drawn: list[tuple[Row, str]] = []
+    for part, weight in zip(parts, weights, strict=True):
+        count = min(len(part), round(total * weight / sum(weights)))
+        picks = sorted(rng.sample(range(len(part)), count))
+        drawn += [(part.rows[i], part.origins[i]) for i in picks]
+    rng.shuffle(drawn)
+    return Rows(parts[0].format, [r for r, _ in drawn], [o for _, o in drawn], sum(p.skipped for p in parts))
+
+
+def _load_one(path: Path, recipe: str, settings: DataSettings, key: str) -> Rows:
+    files = list_files(path, key)
+    numbered: list[tuple[str, Any]] = []
+    for file in files:
+        numbered += [(f"{file}, row {number}", row) for number, row in read_rows(file)]
+    if not numbered:
+        raise DataError(f"{key}: {path} has no rows")
+    return _check_all(numbered, str(path), recipe, settings)
+
+
+def list_files(path: Path, key: str) -> list[Path]:
+    if not path.exists():
+        raise DataError(f"{key}: {path} does not exist (looked in {Path.cwd()}); for a hub dataset use dataset_name")
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES))
+        if not files:
+            raise DataError(f"{key}: {path} has no file that ends in {', '.join(SUFFIXES)}")
+        return files
+    if not path.name.endswith(SUFFIXES):
+        raise DataError(f"{key}: {path}: unknown file type; accepted: {', '.join(SUFFIXES)}")
+    return [path]
+
+
+class BrokenRow(str):
+    """In place of a row that could not be read; the text says why."""
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (row number from 1, row) of one file. A row that cannot be read is a `BrokenRow`. Raises DataError."""
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty")
+    try:
+        if path.suffix == ".parquet":
+            yield from _read_parquet(path)
+            return
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, row {line}: not UTF-8; convert it with `iconv -f OLD -t UTF-8`") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path}: damaged gzip file: {error}") from error
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".csv"):
+        yield from _read_csv(path, text)
+    elif name.endswith(".jsonl"):
+        yield from _read_jsonl(text)
+    else:
+        yield from _read_json(path, text)
+
+
+def _read_jsonl(text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, BrokenRow(f"broken JSON at column {error.colno}: {error.msg}")
+
+
+def _read_json(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: broken JSON at column {error.colno}: {error.msg}") from error
+    if isinstance(document, dict) and len(document) == 1:
+        document = next(iter(document.values()))
+    if not isinstance(document, list):
+        raise DataError(f"{path}: expected a list of rows, got {type(document).__name__}")
+    yield from enumerate(document, 1)
+
+
+def _read_csv(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if not reader.fieldnames:
+        raise DataError(f"{path}: the first line must name the columns")
+    for number, row in enumerate(reader, 1):
+        if None in row or None in row.values():
+            yield number, BrokenRow(f"has not the {len(reader.fieldnames)} cells that the first line names")
+        else:
+            yield number, row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from error
+    yield from enumerate(table.to_pylist(), 1)
+
+
+# Formats
+
+
+def recognise(columns: Sequence[str]) -> str | None:
+    """The format that these columns make, or None."""
+    return next((name for name, needed in _SIGNATURES if needed <= set(columns)), None)
+
+
+def _check_all(numbered: Sequence[tuple[str, Any]], source: str, recipe: str, settings: DataSettings) -> Rows:
+    format_ = settings.data_format
+    if format_ == "auto":
+        first = next((row for _, row in numbered if isinstance(row, dict)), None)
+        if first is None:
+            errors = [
+                f"{origin}: {row if isinstance(row, BrokenRow) else 'expected an object'}" for origin, row in numbered
+            ]
+            raise DataError(_collected(errors, len(numbered)))
+        found = recognise(list(first))
+        if found is None:
+            raise DataError(
+                f"{source}: columns {sorted(first)} make no known format; known: "
+                + "; ".join(f"{name} ({', '.join(sorted(cols))})" for name, cols in _SIGNATURES)
+                + ". Rename the columns, or set data_format."
+            )
+        format_ = found  # type: ignore[assignment]
+    target = {"alpaca": "prompt_completion", "sharegpt": "messages"}.get(format_, format_)
+    if target not in ACCEPTED[recipe]:
+        raise DataError(f"{source}: {format_} rows cannot train {recipe}, which takes {' or '.join(ACCEPTED[recipe])}")
+    needed = dict(_SIGNATURES)[format_]
+    good, origins, errors = [], [], []
+    for origin, row in numbered:
+        try:
+            good.append(_normalise(row, format_, needed))
+            origins.append(origin)
+        except DataError as error:
+            errors.append(f"{origin}: {error}")
+    if errors and settings.on_bad_row == "stop":
+        raise DataError(_collected(errors, len(numbered)) + "\nMend them, or drop them with on_bad_row: skip.")
+    if not good:
+        raise DataError(f"{source}: every row is unusable.\n{_collected(errors, len(numbered))}")
+    return Rows(target, good, origins, skipped=len(errors))
+
+
+def _collected(errors: Sequence[str], total: int) -> str:
+    shown = "\n".join(f"  {e}" for e in errors[:MAX_SHOWN])
+    more = f"\n  ... and {len(errors) - MAX_SHOWN} more" if len(errors) > MAX_SHOWN else ""
+    return f"{len(errors)} of {total} rows cannot be used:\n{shown}{more}"
+
+
+def _normalise(row: Any, format_: str, needed: frozenset[str]) -> Row:
+    """One row in TRL's columns. Raises DataError with the field and what is wrong with it."""
+    if isinstance(row, BrokenRow):
+        raise DataError(str(row))
+    if not isinstance(row, dict):
+        raise DataError(f"expected an object with named fields, got {type(row).__name__}")
+    missing = sorted(needed - set(row))
+    if missing:
+        raise DataError(f"field {missing[0]!r} is missing; the row has {sorted(row)}")
+    return _NORMALISERS[format_](row)
+
+
+def _text(row: Row) -> Row:
+    return {"text": _string(row["text"], "text")}
+
+
+def _messages(row: Row) -> Row:
+    return {"messages": _conversation(row["messages"], "messages", ends="assistant")}
+
+
+def _sharegpt(row: Row) -> Row:
+    turns = row["conversations"]
+    if not isinstance(turns, list):
+        raise DataError(f"conversations: expected a list of turns, got {type(turns).__name__}")
+    messages = []
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, dict) or not {"from", "value"} <= set(turn):
+            raise DataError(f"conversations[{i}]: expected {{from, value}}, got {turn!r:.80}")
+        if turn["from"] not in _SHAREGPT_ROLES:
+            raise DataError(
+                f"conversations[{i}].from: unknown role {turn['from']!r}; known: {', '.join(_SHAREGPT_ROLES)}"
+            )
+        messages.append({"role": _SHAREGPT_ROLES[turn["from"]], "content": turn["value"]})
+    return {"messages": _conversation(messages, "conversations", ends="assistant")}
+
+
+def _alpaca(row: Row) -> Row:
+    instruction = _string(row["instruction"], "instruction")
+    context = row.get("input") or ""
+    if context:
+        instruction = f"{instruction}\n\n{_string(context, 'input')}"
+    return {
+        "prompt": [{"role": "user", "content": instruction}],
+        "completion": [{"role": "assistant", "content": _string(row["output"], "output")}],
+    }
+
+
+def _prompt_completion(row: Row) -> Row:
+    return {
+        "prompt": _turn(row["prompt"], "prompt", ends="user"),
+        "completion": _same_kind(row, "completion", row["prompt"]),
+    }
+
+
+def _prompt(row: Row) -> Row:
+    return {"prompt": _turn(row["prompt"], "prompt", ends="user")}
+
+
+def _unpaired(row: Row) -> Row:
+    if not isinstance(row["label"], bool):
+        raise DataError(f"label: expected true or false, got {row['label']!r}")
+    return {**_prompt_completion(row), "label": row["label"]}
+
+
+def _preference(row: Row) -> Row:
+    """With an explicit prompt, or chosen and rejected that begin with the same turns (TRL's `extract_prompt`)."""
+    if "prompt" in row:
+        result = {
+            "prompt": _turn(row["prompt"], "prompt", ends="user"),
+            "chosen": _same_kind(row, "chosen", row["prompt"]),
+            "rejected": _same_kind(row, "rejected", row["prompt"]),
+        }
+    else:
+        result = {name: _turn(row[name], name, ends="assistant") for name in ("chosen", "rejected")}
+    if result["chosen"] == result["rejected"]:
+        raise DataError("chosen and rejected are the same")
+    return result
+
+
+_NORMALISERS: dict[str, Callable[[Row], Row]] = {
+    "text": _text,
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "prompt_completion": _prompt_completion,
+    "prompt": _prompt,
+    "unpaired": _unpaired,
+    "preference": _preference,
+}
+
+
+def _string(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{name}: expected text, got {type(value).__name__} {value!r:.60}")
+    if not value.strip():
+        raise DataError(f"{name}: is empty")
+    return value
+
+
+def _turn(value: Any, name: str, *, ends: str) -> Any:
+    return _conversation(value, name, ends=ends) if isinstance(value, list) else _string(value, name)
+
+
+def _same_kind(row: Row, name: str, prompt: Any) -> Any:
+    value = row[name]
+    if isinstance(value, list) != isinstance(prompt, list):
+        raise DataError(f"{name}: prompt and {name} must both be text or both be messages")
+    if isinstance(value, list):
+        return _conversation(value, name, ends="assistant", opened=True)
+    return _string(value, name)
+
+
+def _conversation(messages: Any, name: str, *, ends: str, opened: bool = False) -> list[dict[str, str]]:
+    """Messages whose roles are in order: an optional system turn, then user and assistant in turn, closed by `ends`.
+
+    `opened` means that the prompt came before, so the first turn is the assistant's. Tool turns may stand anywhere.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{name}: expected a list of messages, got {messages!r:.60}")
+    checked: list[dict[str, str]] = []
+    expected = "assistant" if opened else "user"
+    for i, message in enumerate(messages):
+        where = f"{name}[{i}]"
+        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+            raise DataError(f"{where}: expected {{role, content}}, got {message!r:.80}")
+        role, content = message["role"], message["content"]
+        if role not in _ROLES:
+            raise DataError(f"{where}.role: unknown role {role!r}; known: {', '.join(_ROLES)}")
+        if not isinstance(content, str):
+            raise DataError(f"{where}.content: expected text, got {type(content).__name__}")
+        if role == "system":
+            if i != 0 or opened:
+                raise DataError(f"{where}.role: a system turn stands first or nowhere")
+        elif role != "tool":
+            if role != expected:
+                raise DataError(f"{where}.role: expected {expected!r}, got {role!r}: roles are out of order")
+            expected = "user" if role == "assistant" else "assistant"
+            if role == "assistant" and not content.strip():
+                raise DataError(f"{where}.content: is empty")
+        checked.append({"role": role, "content": content})
+    if checked[-1]["role"] not in (ends, "tool"):
+        raise DataError(f"{name}: must end with a turn of {ends!r}, ends with {checked[-1]['role']!r}")
+    return checked
+
+
+# Lengths, once there is a tokenizer
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What tokenising the rows showed."""
+
+    longest_tokens: int
+    mean_tokens: float
+    too_long: int
+    total: int
+
+
+def check_lengths(rows: Rows, tokenizer: Any, *, max_length: int | None, key: str = "train_file") -> Lengths:
+    """Count tokens and refuse rows that leave nothing to learn from. Raises DataError.
+
+    TRL cuts a row at `max_length` (SFT) or drops it (reward, DPO). A run in which no row keeps a completion token
+    would train on nothing and call it a success, so it is refused here, with the share.
+    """
+    limit = max_length or 2**31
+    counts, lost = [], 0
+    for row in rows.rows:
+        prompt, total = token_counts(row, tokenizer)
+        counts.append(total)
+        lost += (
+            (prompt >= limit) if rows.format == "prompt_completion" else (total > limit and rows.format == "preference")
+        )
+    too_long = sum(c > limit for c in counts)
+    if lost == len(counts):
+        raise DataError(
+            f"{key}: 100% of the {len(counts)} rows are longer than max_length={max_length} tokens, so that nothing is "
+            f"left to learn (the shortest has {min(counts)}, the longest {max(counts)}); raise max_length"
+        )
+    return Lengths(max(counts), sum(counts) / len(counts), too_long, len(counts))
+
+
+def token_counts(row: Row, tokenizer: Any) -> tuple[int, int]:
+    """(tokens before the completion, tokens in all) of one row; of a preference row, its longer side."""
+    if "text" in row:
+        return 0, len(tokenizer(row["text"])["input_ids"]) + 1
+    if "messages" in row:
+        return 0, len(render(row["messages"], tokenizer))
+    prompt = row.get("prompt")
+    before = 0 if prompt is None else len(render(prompt, tokenizer, add_generation_prompt=True))
+    sides = [row[name] for name in ("completion", "chosen", "rejected") if name in row]
+    if prompt is None:
+        return before, max(len(render(side, tokenizer)) for side in sides)
+    return before, max((len(render(join(prompt, side), tokenizer, eos=True)) for side in sides), default=before)
+
+
+def join(prompt: Any, completion: Any) -> Any:
+    """Prompt and completion as one text or one conversation."""
+    return prompt + completion
+
+
+def render(turns: Any, tokenizer: Any, *, add_generation_prompt: bool = False, eos: bool = False) -> list[int]:
+    """Token ids of a text or a conversation, exactly as TRL's trainers make them."""
+    if isinstance(turns, str):
+        ids: list[int] = tokenizer(turns)["input_ids"]
+        return [*ids, tokenizer.eos_token_id] if eos else ids
+    rendered = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+    )
+    return list(rendered["input_ids"])

@@ -1,0 +1,164 @@
+"""Exact match of a policy on held-out rows: greedy, and as the mean over samples at temperature 1.
+
+Intervals are 95%: Wilson for the greedy share, a normal interval over the rows' means for the sampled one. Draws are
+seeded by batch, so that the same policy and seed give the same numbers.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mean between 0 and 1 with its 95% interval over `count` rows."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+def wilson(successes: int, count: int) -> Share:
+    """Wilson's score interval of a binomial share (Wilson, 1927)."""
+    p, z2 = successes / count, Z95**2
+    centre = (p + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z95 * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2)) / (1 + z2 / count)
+    return Share(p, max(0.0, centre - half), min(1.0, centre + half), count)
+
+
+def mean_interval(values: Sequence[float]) -> Share:
+    """The mean of per-row scores in [0, 1], with a normal interval over the rows."""
+    count = len(values)
+    mean = sum(values) / count
+    variance = sum((v - mean) ** 2 for v in values) / max(1, count - 1)
+    half = Z95 * math.sqrt(variance / count)
+    return Share(mean, max(0.0, mean - half), min(1.0, mean + half), count)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One generated completion: its text without special tokens, its length, and whether it ended by EOS."""
+
+    text: str
+    num_tokens: int
+    stopped: bool
+
+
+def text_of(turns: Any) -> str:
+    """The text of a completion, plain or as messages."""
+    return turns if isinstance(turns, str) else "\n".join(m["content"] for m in turns)
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    num_samples: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[Completion]]:
+    """`num_samples` completions of each prompt, in the prompts' order. Temperature 0 is greedy.
+
+    Prompts are rendered as in training (`data.render`), sorted by length and padded on the left. Each batch is seeded
+    by its own first row, so that a run resumed at a batch draws what an uninterrupted one does.
+    """
+    import torch
+
+    from .data import render
+
+    ids = [render(p, tokenizer, add_generation_prompt=not isinstance(p, str)) for p in prompts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    results: list[list[Completion]] = [[] for _ in prompts]
+    per_batch = max(1, batch_size // num_samples)
+    eos = tokenizer.eos_token_id
+    was_training = model.training
+    model.eval()
+    options: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        options["num_return_sequences"] = num_samples
+    for start in range(0, len(order), per_batch):
+        batch = order[start : start + per_batch]
+        width = max(len(ids[i]) for i in batch)
+        input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in batch])
+        attention_mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch])
+        with torch.random.fork_rng(devices=_cuda_devices()), torch.no_grad():
+            torch.manual_seed(seed * 1_000_003 + start)
+            out = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                eos_token_id=eos,
+                pad_token_id=tokenizer.pad_token_id,
+                **options,
+            )
+        for j, row in enumerate(out[:, width:].tolist()):
+            stopped = eos in row
+            kept = row[: row.index(eos)] if stopped else row
+            text = tokenizer.decode(kept, skip_special_tokens=True)
+            results[batch[j // num_samples]].append(Completion(text, len(kept) + stopped, stopped))
+        if progress:
+            progress(min(start + per_batch, len(order)), len(order))
+    model.train(was_training)
+    return results
+
+
+def _cuda_devices() -> list[int]:
+    import torch
+
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
+def is_exact(completion: str, expected: Any) -> bool:
+    """Equal after surrounding white space is removed."""
+    return completion.strip() == text_of(expected).strip()
+
+
+def exact_match(
+    model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], *, max_new_tokens: int, batch_size: int,
+    num_samples: int, seed: int, progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Greedy and sampled exact match of prompt-completion `rows`, with the share of greedy completions that stop."""
+    prompts = [row["prompt"] for row in rows]
+
+    def report(label: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else lambda done, total: progress(f"{label}: {done} of {total} prompts")
+
+    greedy = generate(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=report("greedy")
+    )
+    hits = [is_exact(c[0].text, row["completion"]) for c, row in zip(greedy, rows, strict=True)]
+    metrics = _flatten("greedy", wilson(sum(hits), len(hits)))
+    metrics["stops"] = sum(c[0].stopped for c in greedy) / len(greedy)
+    if num_samples:
+        drawn = generate(
+            model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, num_samples=num_samples,
+            temperature=1.0, seed=seed, progress=report("sampled"),
+        )  # fmt: skip
+        means = [
+            sum(is_exact(c.text, row["completion"]) for c in cs) / num_samples
+            for cs, row in zip(drawn, rows, strict=True)
+        ]
+        metrics |= _flatten("sampled", mean_interval(means))
+    return metrics
+
+
+def _flatten(name: str, share: Share) -> dict[str, float]:
+    return {
+        f"{name}_exact": share.mean,
+        f"{name}_exact_low": share.low,
+        f"{name}_exact_high": share.high,
+        "rows": share.count,
+    }

@@ -1,0 +1,57 @@
+"""The only builder of `accelerate launch`: a recipe, its arguments, a config, threads that fit the cores."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .config import read_yaml
+from .errors import LaunchError
+
+ROOT = Path(__file__).resolve().parents[2]  # the checkout: recipes/ and accelerate_configs/ stand beside src/
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def recipe_path(recipe: str) -> Path:
+    """The script of a recipe. Raises LaunchError outside a checkout."""
+    path = ROOT / "recipes" / f"{recipe}.py"
+    if not path.is_file():
+        raise LaunchError(f"{path} does not exist: posttrain runs from its checkout (pip install -e .)")
+    return path
+
+
+def accelerate_config(name: str, beside: Path) -> Path:
+    """A config by path (relative to the chain's file), or by its name in accelerate_configs/. Raises LaunchError."""
+    for candidate in (beside / name, Path(name), ROOT / "accelerate_configs" / name):
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(p.name for p in (ROOT / "accelerate_configs").glob("*.yaml")))
+    raise LaunchError(f"launch.accelerate_config: {name} does not exist; in accelerate_configs/: {known}")
+
+
+def build_command(recipe: str, arguments: Sequence[str], config_file: Path) -> list[str]:
+    """`accelerate launch --config_file F recipes/R.py ARGUMENTS`."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file)]
+    return [*launcher, str(recipe_path(recipe)), *arguments]
+
+
+def environment(config_file: Path) -> dict[str, str]:
+    """The environment of a launched stage.
+
+    accelerate sets OMP_NUM_THREADS=1, so that one process would use one core of many; cores / processes is right when
+    processes share a machine. A value that the user has set is left alone.
+    """
+    processes = int(read_yaml(config_file).get("num_processes") or 1)
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ, "PYTHONUNBUFFERED": "1"}
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies: a chain that is killed leaves no stage running behind it.
+
+    Does nothing on other systems, where the run directory's lock still keeps two stages apart.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

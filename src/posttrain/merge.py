@@ -1,0 +1,56 @@
+"""`posttrain merge`: a run's adapter added into its base, written as a plain model, and proven to answer the same.
+
+A 4-bit base is dequantised first: adding an adapter into NF4 weights rounds it away (huggingface/peft#2321).
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from .adapters import load_policy
+from .artifacts import verify
+from .config import ModelSettings
+from .errors import ArtifactError, GateError
+from .gates import dtype_of, probe_logprobs, same_outputs
+from .models import load_tokenizer
+
+
+def merge(run_dir: Path, output: Path) -> None:
+    """Write the merged model of `run_dir` to the new folder `output`, whole or not at all.
+
+    Raises ArtifactError when the run is no adapter or the folder is taken, GateError when the merged model's outputs
+    are not the adapter's.
+    """
+    lineage = verify(run_dir)
+    if lineage.kind != "adapter":
+        raise ArtifactError(f"{run_dir} holds {lineage.kind}, not an adapter: there is nothing to merge")
+    if output.exists():
+        raise ArtifactError(f"{output} exists; choose a new folder")
+    tokenizer = load_tokenizer(lineage.base["name"], ModelSettings())
+    model = load_policy(run_dir)
+    if getattr(model, "is_loaded_in_4bit", False):
+        # The adapter on the dequantised base is what is merged, so it is also what the result must equal.
+        model.get_base_model().dequantize()
+    probe = lineage.metrics["probe"]
+    expected = _outputs(model, tokenizer, probe)
+    merged = model.merge_and_unload()
+    gate = same_outputs("merge", _outputs(merged, tokenizer, probe), expected, dtype=dtype_of(merged))
+    if not gate.passed:
+        raise GateError(f"merging {run_dir} changed its outputs by {gate.value:.4g}, must be {gate.accepted}")
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    merged.save_pretrained(str(partial))
+    tokenizer.save_pretrained(str(partial))
+    source = {"run": str(run_dir.resolve()), "key": lineage.key, "digest": lineage.digest, "task": lineage.task}
+    (partial / "posttrain.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+    partial.replace(output)
+    print(f"{output}: {type(merged).__name__}, outputs within {gate.value:.2g} of the adapter's")
+
+
+def _outputs(model: Any, tokenizer: Any, probe: dict[str, Any]) -> list[float]:
+    if "scores" in probe:
+        from .reward import score
+
+        return score(model, tokenizer, probe["input_ids"])
+    return probe_logprobs(model, probe["input_ids"])

@@ -1,0 +1,34 @@
+"""In which number format this machine trains: decided once, before anything is loaded, and said aloud.
+
+bf16 is worth having where the processor multiplies it: on CUDA from Ampere on, on CPUs with AVX512-BF16 or AMX. On
+other CPUs it is emulated, and slower than fp32 by two orders of magnitude (`benchmarks/peak.py`).
+"""
+
+from typing import Any
+
+from .errors import ConfigError
+
+
+def has_bf16() -> bool:
+    """Whether this machine multiplies bf16 in hardware."""
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def decide(values: dict[str, Any]) -> dict[str, Any]:
+    """Fill in `bf16` and `use_cpu` of a trainer's values. Raises ConfigError for what the machine cannot do."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    decided = dict(values)
+    if decided.get("use_cpu") is None or not cuda:
+        decided["use_cpu"] = not cuda
+    if decided.get("fp16") and decided["use_cpu"]:
+        raise ConfigError("fp16: true needs a GPU (a CPU has no loss scaling); use bf16: true or leave both out")
+    if decided.get("bf16") is None:
+        decided["bf16"] = has_bf16() and not decided.get("fp16")
+    return decided

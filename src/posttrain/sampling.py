@@ -1,0 +1,204 @@
+"""Draw completions from a policy, score them, rank them; or measure the policy. What `sample` and `evaluate` share."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .adapters import load_policy
+from .artifacts import verify, write_atomically
+from .config import DataSettings, EvaluationSettings, ModelSettings, SampleSettings
+from .data import Row, Rows, load_rows, render
+from .errors import ConfigError, DataError, GateError
+from .evaluation import Completion, exact_match, generate
+from .gates import same_outputs
+from .models import check_base, check_tokenizer, load_base, load_tokenizer
+from .stage import Stage, say
+from .verifiers import find_verifier
+
+Judge = Callable[[Any, Sequence[Row], Sequence[Sequence[Completion]]], list[list[float]]]
+CHUNK = 32  # prompts that are drawn, then written: what a kill can cost
+
+
+def load_policy_and_tokenizer(stage: Stage) -> tuple[Any, Any]:
+    """The policy of `inputs.policy`, or the base model, with its tokenizer, verified. Raises a PosttrainError."""
+    settings = stage.config.part(ModelSettings)
+    base = check_base(settings, stage.policy)
+    tokenizer = load_tokenizer(base, settings)
+    if stage.policy is None:
+        return load_base(base, settings, task="CAUSAL_LM"), tokenizer
+    check_tokenizer(tokenizer, stage.policy, stage.inputs["policy"])
+    return load_policy(stage.inputs["policy"]), tokenizer
+
+
+def load_test(stage: Stage) -> Rows:
+    """The rows of `test_file`. Raises DataError when there are none."""
+    source = stage.config.values.get("test_file")
+    if source is None:
+        raise DataError("test_file is missing; set it to prompt-completion rows to measure on")
+    rows = load_rows(source, "evaluate", DataSettings(), key="test_file")
+    stage.data["test"] = {"rows": len(rows), "format": rows.format, "fingerprint": rows.fingerprint}
+    return rows
+
+
+def evaluate(stage: Stage, policy: Any, tokenizer: Any, test: Rows) -> None:
+    """Measure exact match, write `evaluation/metrics.json`, close the stage."""
+    settings = stage.config.part(EvaluationSettings)
+    stage.metrics["after"] = metrics = exact_match(
+        policy,
+        tokenizer,
+        test.rows[: settings.test_rows],
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.generation_batch_size,
+        num_samples=settings.test_samples,
+        seed=settings.seed,
+        progress=say,
+    )
+    out = stage.run_dir / "evaluation"
+    out.mkdir(exist_ok=True)
+    write_atomically(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    for name in ("greedy", "sampled"):
+        if f"{name}_exact" in metrics:
+            low, high = metrics[f"{name}_exact_low"], metrics[f"{name}_exact_high"]
+            say(f"{name} exact match: {metrics[f'{name}_exact']:.1%} [{low:.1%}, {high:.1%}] on {metrics['rows']} rows")
+    stage.close(kind="evaluation", result="evaluation")
+
+
+# Sampling
+
+
+def find_judge(stage: Stage, prompts: Rows) -> Judge:
+    """A verifier or a reward model, exactly one of them. Raises ConfigError."""
+    name = stage.config.part(SampleSettings).verifier
+    if (name is None) == ("reward" not in stage.inputs):
+        raise ConfigError("set one judge: verifier (exact_match, regex:PATTERN, module:function) or inputs.reward")
+    if name is None:
+        return _reward_judge(stage)
+    verifier = find_verifier(name)
+    if name == "exact_match" and prompts.format != "prompt_completion":
+        raise ConfigError(f"verifier: exact_match needs prompt-completion rows, got {prompts.format}")
+
+    def judge(tokenizer: Any, rows: Sequence[Row], drawn: Sequence[Sequence[Completion]]) -> list[list[float]]:
+        return [[verifier(row["prompt"], c.text, row) for c in cs] for row, cs in zip(rows, drawn, strict=True)]
+
+    return judge
+
+
+def _reward_judge(stage: Stage) -> Judge:
+    lineage = verify(stage.inputs["reward"])
+    if lineage.task != "SEQ_CLS":
+        raise ConfigError(f"inputs.reward: {stage.inputs['reward']} is no reward model (task {lineage.task})")
+
+    def judge(tokenizer: Any, rows: Sequence[Row], drawn: Sequence[Sequence[Completion]]) -> list[list[float]]:
+        from .reward import score
+
+        model = load_policy(stage.inputs["reward"])
+        probe = lineage.metrics["probe"]
+        again = score(model, tokenizer, probe["input_ids"])
+        gate = same_outputs("reward reload", again, probe["scores"], dtype=str(model.dtype).removeprefix("torch."))
+        if not gate.passed:
+            raise GateError(f"{stage.inputs['reward']} does not give its own scores again: off by {gate.value:.4g}")
+        sides = [
+            render(row["prompt"] + as_turn(row["prompt"], c.text), tokenizer, eos=True)
+            for row, cs in zip(rows, drawn, strict=True)
+            for c in cs
+        ]
+        flat = iter(score(model, tokenizer, sides))
+        return [[next(flat) for _ in cs] for cs in drawn]
+
+    return judge
+
+
+def as_turn(prompt: Any, text: str) -> Any:
+    """A completion's text in the kind of its prompt: plain, or one assistant message."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def draw(stage: Stage, policy: Any, tokenizer: Any, prompts: Rows) -> list[list[Completion]]:
+    """Completions of every prompt; each chunk is written when drawn and read back by a resumed run."""
+    settings, generation = stage.config.part(SampleSettings), stage.config.part(EvaluationSettings)
+    folder = stage.run_dir / "drawn"
+    folder.mkdir(exist_ok=True)
+    drawn: list[list[Completion]] = []
+    for start in range(0, len(prompts), CHUNK):
+        path = folder / f"{start:07d}.json"
+        if not path.is_file():
+            chunk = generate(
+                policy,
+                tokenizer,
+                [row["prompt"] for row in prompts.rows[start : start + CHUNK]],
+                max_new_tokens=generation.max_new_tokens,
+                batch_size=generation.generation_batch_size,
+                num_samples=settings.num_samples,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=generation.seed + start,
+            )
+            write_atomically(path, json.dumps([[asdict(c) for c in cs] for cs in chunk]))
+            say(f"step {min(start + CHUNK, len(prompts))}/{len(prompts)}  prompts drawn")
+        drawn += [[Completion(**c) for c in cs] for cs in json.loads(path.read_text(encoding="utf-8"))]
+    return drawn
+
+
+def rank(stage: Stage, judge: Judge, tokenizer: Any, prompts: Rows, drawn: Sequence[Sequence[Completion]]) -> list[Row]:
+    """Preference rows, best against worst first, `pairs_per_prompt` a prompt. Sets the stage's metrics.
+
+    Only completions that ended by EOS may be chosen: a preference for one that was cut would unlearn stopping.
+    """
+    settings = stage.config.part(SampleSettings)
+    scores = judge(tokenizer, prompts.rows, drawn)
+    pairs: list[Row] = []
+    for row, completions, row_scores in zip(prompts.rows, drawn, scores, strict=True):
+        unique: dict[str, tuple[float, bool]] = {}
+        for completion, value in zip(completions, row_scores, strict=True):
+            if completion.text.strip():
+                unique.setdefault(completion.text, (value, completion.stopped))
+        ranked = sorted(unique.items(), key=lambda item: (-item[1][0], item[0]))
+        best = [(text, value) for text, (value, stopped) in ranked if stopped]
+        matched = list(zip(best, reversed(ranked), strict=False))[: settings.pairs_per_prompt]
+        pairs += [
+            {
+                "prompt": row["prompt"],
+                "chosen": as_turn(row["prompt"], chosen),
+                "rejected": as_turn(row["prompt"], rejected),
+            }
+            for (chosen, high), (rejected, (low, _)) in matched
+            if high > low
+        ]
+    flat = [value for row_scores in scores for value in row_scores]
+    stage.metrics |= {
+        "prompts": len(prompts),
+        "completions": len(flat),
+        "mean_score": sum(flat) / len(flat),
+        "stopped": sum(c.stopped for cs in drawn for c in cs) / len(flat),
+        "pairs": len(pairs),
+    }
+    return pairs
+
+
+def finish(stage: Stage, pairs: list[Row]) -> None:
+    """Write train.jsonl and validation.jsonl (split by prompt), close the stage. Raises DataError without pairs."""
+    settings = stage.config.part(SampleSettings)
+    m = stage.metrics
+    if not pairs:
+        raise DataError(
+            f"no pair among {m['completions']} completions of {m['prompts']} prompts: those of each prompt scored "
+            "alike; raise num_samples or temperature, or use other prompts"
+        )
+    prompts = list(dict.fromkeys(json.dumps(p["prompt"]) for p in pairs))
+    random.Random(stage.config.part(EvaluationSettings).seed).shuffle(prompts)
+    held_out = set(prompts[: round(len(prompts) * settings.validation_share)])
+    out = stage.run_dir / "data"
+    out.mkdir(exist_ok=True)
+    for name, keep in (("train", False), ("validation", True)):
+        rows = [p for p in pairs if (json.dumps(p["prompt"]) in held_out) == keep]
+        if rows:
+            _write_jsonl(out / f"{name}.jsonl", rows)
+    say(f"{len(pairs)} pairs from {m['prompts']} prompts; mean score {m['mean_score']:.3f}; {m['stopped']:.1%} stopped")
+    stage.close(kind="data", result="data")
+
+
+def _write_jsonl(path: Path, rows: Sequence[Row]) -> None:
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

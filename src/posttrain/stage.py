@@ -1,0 +1,332 @@
+"""One running stage: opened, fed, trained with resume, saved, proven, closed. Every recipe walks these steps.
+
+stage = open_stage("sft")        the configuration, the inputs, the run directory: everything cheap is checked here
+stage.announce(trainer)          global batch, steps and tokens, before training starts
+stage.train(trainer)             from the last whole checkpoint, if there is one
+stage.save_adapter(trainer)      into a sibling folder, then renamed
+stage.close(...)                 gates, then lineage.json: complete
+"""
+
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import gates as gate_checks
+from .adapters import ADAPTER, MODEL, count_parameters
+from .artifacts import (
+    Lineage,
+    check_safetensors,
+    git_commit,
+    is_complete,
+    parent_record,
+    read_lineage,
+    verify,
+    versions,
+    write_atomically,
+    write_lineage,
+)  # fmt: skip
+from .config import DataSettings, StageConfig, parse_args
+from .data import Rows, load_hub, load_rows
+from .errors import ArtifactError, DataError, LaunchError
+from .gates import Gate
+from .identity import stage_key
+from .models import template_sha256, tokenizer_sha256
+from .precision import decide
+
+MARKER = "stage.json"  # written when a run directory is taken: whose it is
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+def say(text: str) -> None:
+    """One line for the user, from the first process only."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text, flush=True)
+
+
+class Stage:
+    """A stage's configuration, its verified inputs and its run directory."""
+
+    def __init__(self, config: StageConfig) -> None:
+        self.config = config
+        self.run_dir = config.output_dir
+        self.inputs = {role: Path(path) for role, path in config.inputs.items()}
+        self.parents = {role: verify(path) for role, path in self.inputs.items()}
+        self.key = stage_key(config, {role: parent.key for role, parent in self.parents.items()})
+        self.started = time.monotonic()
+        self.data: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
+        self.probe: list[int] = []
+        self.gates: list[Gate] = []
+
+    @property
+    def policy(self) -> Lineage | None:
+        return self.parents.get("policy")
+
+    @property
+    def is_main(self) -> bool:
+        return int(os.environ.get("RANK", "0")) == 0
+
+    # Data
+
+    def load(self, key: str) -> Rows | None:
+        """The checked rows of `train_file`, `validation_file` or `test_file`; None when the key is not set.
+
+        A `data` input stands in for train_file and validation_file: a sampling stage's pairs.
+        """
+        settings = self.config.part(DataSettings)
+        source = self.config.values.get(key)
+        recipe = "evaluate" if key == "test_file" else self.config.recipe
+        if source is None and "data" in self.inputs and key != "test_file":
+            path = self.inputs["data"] / "data" / f"{key.removesuffix('_file')}.jsonl"
+            source = str(path) if path.is_file() else None
+        if source is not None:
+            rows = load_rows(source, recipe, settings, key=key, seed=int(self.config.values.get("seed", 42)))
+        elif settings.dataset_name and key == "train_file":
+            rows = load_hub(settings, recipe, split=settings.dataset_train_split)
+        elif settings.dataset_name and key == "validation_file" and settings.dataset_test_split:
+            rows = load_hub(settings, recipe, split=settings.dataset_test_split)
+        else:
+            return None
+        name = key.removesuffix("_file")
+        self.data[name] = {"rows": len(rows), "format": rows.format, "fingerprint": rows.fingerprint}
+        say(f"{name}: {len(rows)} rows, {rows.format}" + (f", {rows.skipped} skipped" if rows.skipped else ""))
+        return rows
+
+    def load_train(self) -> Rows:
+        rows = self.load("train_file")
+        if rows is None:
+            raise DataError("no training data: set train_file, dataset_name, or inputs.data")
+        return rows
+
+    # Trainer
+
+    def trainer_args(self) -> Any:
+        """TRL's configuration object for this recipe, with precision decided and checkpoints in the run directory."""
+        import trl
+
+        values = decide(self.config.trainer_values())
+        values["output_dir"] = str(self.run_dir / CHECKPOINTS)
+        cls = getattr(trl, {"sft": "SFTConfig", "reward": "RewardConfig", "dpo": "DPOConfig"}[self.config.recipe])
+        return cls(**values)
+
+    def announce(self, trainer: Any) -> None:
+        """Print what the run amounts to, and refuse a disk that cannot take its checkpoints."""
+        args = trainer.args
+        trained, total = count_parameters(trainer.model)
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        per_epoch = max(1, -(-len(trainer.train_dataset) // batch))
+        steps = args.max_steps if args.max_steps > 0 else round(per_epoch * args.num_train_epochs)
+        column = next((c for c in ("input_ids", "chosen_ids") if c in trainer.train_dataset.column_names), None)
+        tokens = sum(len(ids) for ids in trainer.train_dataset[column]) if column else 0
+        say(
+            f"global batch {batch} = {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} "
+            f"accumulated x {args.world_size} processes; {steps} steps; "
+            f"{round(tokens * steps / per_epoch):,} tokens; {trained:,} of {total:,} parameters trained "
+            f"({trained / total:.2%}); {'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}"
+        )
+        needed = 12 * trained * ((args.save_total_limit or 2) + 2)  # weights and two Adam moments a checkpoint, fp32
+        free = shutil.disk_usage(self.run_dir).free
+        if free < needed:
+            raise LaunchError(
+                f"{self.run_dir}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed for checkpoints "
+                "and the result; free some space, or change output_dir"
+            )
+
+    def train(self, trainer: Any) -> None:
+        """Train to the end, from the last whole checkpoint when an earlier try was cut off."""
+        from transformers import PrinterCallback
+
+        checkpoint = last_whole_checkpoint(self.run_dir / CHECKPOINTS)
+        step = 0
+        if checkpoint is not None:
+            step = int(checkpoint.name.rpartition("-")[2])
+            say(f"resuming from {checkpoint}")
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(metrics_writer(self.run_dir / METRICS, step))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def last_logs(self, trainer: Any) -> dict[str, Any]:
+        """The last value of each number that was logged."""
+        logs: dict[str, Any] = {}
+        for record in trainer.state.log_history:
+            logs |= {k: v for k, v in record.items() if isinstance(v, (int, float)) and k not in ("epoch", "step")}
+        return logs
+
+    def save(self, trainer: Any, tokenizer: Any) -> str:
+        """Save the adapter (or the full model) and its tokenizer whole or not at all; return the folder's name."""
+        from peft import PeftModel
+
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        is_adapter = isinstance(model, PeftModel)
+        result = ADAPTER if is_adapter else MODEL
+        partial = self.run_dir / f".{result}.partial"
+        if self.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        if is_adapter:
+            if self.is_main:
+                model.save_pretrained(str(partial), selected_adapters=["default"], save_embedding_layers=False)
+        else:
+            trainer.save_model(str(partial))
+        if self.is_main:
+            tokenizer.save_pretrained(str(partial))
+            (partial / "training_args.bin").unlink(missing_ok=True)
+            (partial / "README.md").unlink(missing_ok=True)
+            shutil.rmtree(self.run_dir / result, ignore_errors=True)
+            partial.replace(self.run_dir / result)
+        trainer.accelerator.wait_for_everyone()
+        return result
+
+    # End
+
+    def close(
+        self, *, kind: str, result: str, task: str | None = None, start: str | None = None,
+        base: Mapping[str, Any] | None = None, tokenizer: Any = None, model: Any = None,
+    ) -> None:  # fmt: skip
+        """Require the gates, then write the lineage: from here on the stage is complete. Checkpoints are removed."""
+        if not self.is_main:
+            return
+        write_atomically(self.run_dir / "gates.json", json.dumps([g.to_dict() for g in self.gates], indent=2) + "\n")
+        gate_checks.require(self.gates, self.run_dir)
+        cost: dict[str, Any] = {
+            "wall_s": round(time.monotonic() - self.started, 1),
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        if model is not None:
+            cost["trained_parameters"], cost["parameters"] = count_parameters(model)
+        lineage = Lineage(
+            stage=self.run_dir.name,
+            recipe=self.config.recipe,
+            kind=kind,
+            key=self.key,
+            config=self.config.to_dict(),
+            task=task,
+            start=start,
+            parents={role: parent_record(self.run_dir, path) for role, path in self.inputs.items()},
+            base=dict(base or {}),
+            chat_template_sha256=template_sha256(tokenizer) if tokenizer else None,
+            tokenizer_sha256=tokenizer_sha256(tokenizer) if tokenizer else None,
+            data=self.data,
+            versions=versions(),
+            git_commit=git_commit(),
+            seed=self.config.values.get("seed"),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            metrics=self.metrics,
+            gates=[g.to_dict() for g in self.gates],
+            cost=cost,
+        )
+        write_lineage(self.run_dir, lineage, result)
+        shutil.rmtree(self.run_dir / CHECKPOINTS, ignore_errors=True)
+        for gate in self.gates:
+            say(f"gate {gate.name}: {gate.value:.4g} ({gate.accepted})")
+        say(f"complete: {self.run_dir / result}")
+
+
+def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
+    """Parse the command line, verify the inputs and take the run directory. Raises a PosttrainError.
+
+    A directory that is complete, or that belongs to a run with another key, is refused: nothing is overwritten.
+    """
+    stage = Stage(parse_args(recipe, sys.argv[1:] if argv is None else argv))
+    take_directory(stage.run_dir, stage.key, recipe)
+    if stage.is_main:
+        stage.config.write(stage.run_dir / "config.yaml")
+    say(f"{recipe}: {stage.config.source} -> {stage.run_dir}  key {stage.key[:12]}")
+    say("effective configuration: " + json.dumps(_given(stage.config), default=str))
+    return stage
+
+
+def _given(config: StageConfig) -> dict[str, Any]:
+    """The values that are set, for one printed line; config.yaml has them all."""
+    return {k: v for k, v in config.to_dict().items() if v not in (None, {}, [])}
+
+
+def take_directory(run_dir: Path, key: str, recipe: str) -> None:
+    """Mark `run_dir` as this run's, or refuse it. Raises ArtifactError."""
+    marker = run_dir / MARKER
+    if is_complete(run_dir):
+        owner = read_lineage(run_dir)
+        same = "this very run, complete" if owner.key == key else f"another run ({owner.recipe}, key {owner.key[:12]})"
+        raise ArtifactError(f"output_dir: {run_dir} holds {same}; choose another output_dir, or move that one away")
+    if marker.is_file():
+        owner_key = json.loads(marker.read_text(encoding="utf-8"))["key"]
+        if owner_key != key:
+            raise ArtifactError(
+                f"output_dir: {run_dir} holds an unfinished run with another configuration (key {owner_key[:12]}, "
+                f"this one is {key[:12]}); choose another output_dir, or move that one away"
+            )
+        return
+    if run_dir.exists() and any(run_dir.iterdir()):
+        raise ArtifactError(f"output_dir: {run_dir} is not empty and was not made by posttrain; choose another")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(marker, json.dumps({"key": key, "recipe": recipe}) + "\n")
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None.
+
+    transformers writes `trainer_state.json` last; a checkpoint that a kill cut short has none, or a truncated tensor
+    file, and is removed here.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            for file in checkpoint.rglob("*.safetensors"):
+                check_safetensors(file)
+        except (OSError, json.JSONDecodeError, ArtifactError):
+            shutil.rmtree(checkpoint)
+            continue
+        return checkpoint
+    return None
+
+
+def metrics_writer(path: Path, resumed_step: int) -> Any:
+    """A callback that appends one JSON object a log to `path` and prints one line.
+
+    After a resume the lines past the checkpoint are dropped: they are about to be trained again.
+    """
+    from transformers import TrainerCallback
+
+    if path.is_file():
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the half line of a kill
+            if record.get("step", 0) <= resumed_step:
+                kept.append(line)
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+    class MetricsWriter(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.begun, self.first_step = time.monotonic(), state.global_step
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if not state.is_world_process_zero or not logs:
+                return
+            elapsed = time.monotonic() - self.begun
+            done = state.global_step - self.first_step
+            left = elapsed / done * (state.max_steps - state.global_step) if done else None
+            record = {
+                "step": state.global_step,
+                "max_steps": state.max_steps,
+                "epoch": round(state.epoch or 0.0, 4),
+                "time": round(time.time(), 3),
+                "left_s": None if left is None else round(left, 1),
+                **{k: v for k, v in logs.items() if k != "epoch"},
+            }
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, default=str) + "\n")
+            shown = {k: logs[k] for k in ("loss", "eval_loss", "accuracy", "rewards/margins") if k in logs}
+            words = "  ".join(f"{k} {float(v):.4g}" for k, v in shown.items())
+            say(f"step {state.global_step}/{state.max_steps}  {words}" + (f"  {left:.0f} s left" if left else ""))
+
+    return MetricsWriter()
