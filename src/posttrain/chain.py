@@ -274,7 +274,7 @@ def _shell(value: Any) -> str:
 def _run_stage(chain: Chain, stage: ChainStage, label: str) -> None:
     """Launch one stage; show its lines, keep its stderr, and end with its error when it fails."""
     command = build_command(stage.config.recipe, stage_arguments(chain, stage), chain.launch_config)
-    print(f"{label} {' '.join(command[3:])}", flush=True)
+    print(f"{label} accelerate launch {' '.join(command[3:])}", flush=True)
     logs = chain.output_dir / ".logs"
     logs.mkdir(exist_ok=True)
     log = logs / f"{stage.name}.stderr"
@@ -357,8 +357,8 @@ def _metric_rows(lineage: Lineage) -> list[tuple[str, str, str]]:
         if "after" in m and f"{name}_exact" in m["after"]:
             before = _share(m["before"], name) if "before" in m else ""
             rows.append((f"exact match, {name}", before, _share(m["after"], name)))
-    if "accuracy" in m:
-        rows.append((f"accuracy, {m['pairs']} held-out pairs", "", f"{m['accuracy']:.1%}"))
+    if "held_out_accuracy" in m:
+        rows.append((f"accuracy, {m['held_out_pairs']} held-out pairs", "", f"{m['held_out_accuracy']:.1%}"))
     if lineage.kind == "data":
         rows.append((f"pairs from {m['prompts']} prompts", "", str(m["pairs"])))
     return rows or [("", "", "")]

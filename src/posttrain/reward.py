@@ -101,7 +101,7 @@ def finish(
         rejected = score(model, tokenizer, [r for _, r in pairs])
         right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
         accuracy = right / len(pairs)
-        stage.metrics |= {"accuracy": accuracy, "pairs": len(pairs)}
+        stage.metrics |= {"held_out_accuracy": accuracy, "held_out_pairs": len(pairs)}
         say(f"reward accuracy: {accuracy:.1%} on {len(pairs)} held-out pairs")
         if stage.config.gates.reward_accuracy is not None:
             stage.gates.append(gates.accuracy(accuracy, stage.config.gates.reward_accuracy))

@@ -7,6 +7,7 @@ stage.save_adapter(trainer)      into a sibling folder, then renamed
 stage.close(...)                 gates, then lineage.json: complete
 """
 
+import fcntl
 import json
 import os
 import resource
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from . import gates as gate_checks
 from .adapters import ADAPTER, MODEL, count_parameters
@@ -64,6 +65,7 @@ class Stage:
         self.metrics: dict[str, Any] = {}
         self.probe: list[int] = []
         self.gates: list[Gate] = []
+        self.lock: IO[str] | None = None
 
     @property
     def policy(self) -> Lineage | None:
@@ -234,8 +236,9 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
     A directory that is complete, or that belongs to a run with another key, is refused: nothing is overwritten.
     """
     stage = Stage(parse_args(recipe, sys.argv[1:] if argv is None else argv))
-    take_directory(stage.run_dir, stage.key, recipe)
     if stage.is_main:
+        take_directory(stage.run_dir, stage.key, recipe)
+        stage.lock = lock(stage.run_dir)
         stage.config.write(stage.run_dir / "config.yaml")
     say(f"{recipe}: {stage.config.source} -> {stage.run_dir}  key {stage.key[:12]}")
     say("effective configuration: " + json.dumps(_given(stage.config), default=str))
@@ -266,6 +269,19 @@ def take_directory(run_dir: Path, key: str, recipe: str) -> None:
         raise ArtifactError(f"output_dir: {run_dir} is not empty and was not made by posttrain; choose another")
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, json.dumps({"key": key, "recipe": recipe}) + "\n")
+
+
+def lock(run_dir: Path) -> IO[str]:
+    """Hold the run directory for the life of this process: two writers would tear its checkpoints.
+
+    Raises LaunchError when another process holds it. The kernel lets go when the holder ends, however it ends.
+    """
+    file = (run_dir / ".lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise LaunchError(f"output_dir: another process is training in {run_dir}; wait for it or end it") from error
+    return file
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

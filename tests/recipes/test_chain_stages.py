@@ -80,7 +80,7 @@ def test_reward_model_reloads_to_its_scores(sft, preferences, tmp_path, start):
     )  # fmt: skip
     found = lineage(out)
     assert found["task"] == "SEQ_CLS"
-    assert 0 <= found["metrics"]["accuracy"] <= 1
+    assert 0 <= found["metrics"]["held_out_accuracy"] <= 1
 
     from transformers import AutoTokenizer
 
