@@ -77,8 +77,25 @@ def make_tiny_model(folder: Path, *, seed: int = 0, hidden: int = 32) -> Path:
             bos_token_id=tokenizer.bos_token_id,
         )
     )
+    _teach(model, tokenizer)
     model.save_pretrained(folder)
     return folder
+
+
+def _teach(model, tokenizer, steps=60):
+    """Enough of the task that completions stop and are sometimes right: frozen noise would teach an adapter nothing."""
+    import torch
+
+    ids = [tokenizer(f"{w[1:]} -> {w}")["input_ids"] + [tokenizer.eos_token_id] for w in WORDS]
+    width = max(map(len, ids))
+    batch = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        loss = model(input_ids=batch, attention_mask=mask, labels=batch.masked_fill(mask == 0, -100)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,10 @@ The command line and the recipes print these without a traceback and leave with 
 bug and keeps its traceback.
 """
 
+import errno
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 
@@ -39,16 +41,30 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except PosttrainError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR)
-    except OSError as error:
-        # errno 28: the disk is full. The message names the file, what is kept, and how to go on.
-        if error.errno != 28:
+        _leave(error)
+    except Exception as error:
+        if not _disk_is_full(error):
             raise
-        print(
-            f"LaunchError: no space left on the device while writing {error.filename or 'the run directory'}. "
-            "Finished checkpoints are kept; free some space or change output_dir, then run the same command again.",
-            file=sys.stderr,
-            flush=True,
+        where = getattr(error, "filename", None) or "in a save"
+        _leave(
+            LaunchError(
+                f"no space left on the device ({where}). "
+                "Whole checkpoints are kept: free some space, then run the same command again to go on from there."
+            )
         )
-        sys.exit(EXIT_USER_ERROR)
+
+
+def _leave(error: PosttrainError) -> NoReturn:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether ENOSPC is behind an error. safetensors and torch.save report it in words only, each in its own class."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return True
+        if "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

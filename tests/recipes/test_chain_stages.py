@@ -101,7 +101,7 @@ def test_a_gate_that_fails_stops_the_stage_and_keeps_everything(tiny, pairs, tmp
     out = tmp_path / "sft"
     arguments = ["--model_name_or_path", tiny, "--train_file", pairs, "--max_steps", "1", "--output_dir", out, *SMALL]
     arguments[arguments.index("--gates.stops") + 1] = "1.0"
-    done = run_recipe("sft", *arguments, "--max_new_tokens", "2", expect=2)
+    done = run_recipe("sft", *arguments, "--max_new_tokens", "1", expect=2)
     assert "GateError" in done.stderr
     assert "stops: 0, must be at least 1" in done.stderr
     assert "Traceback" not in done.stderr
