@@ -52,7 +52,7 @@ def pairs_of(run_dir):
 
 
 # Any policy's completions differ in their first letter, so that a judge of letters always finds pairs.
-BY_LETTER = ["--verifier", r"regex:[a-m].*", "--num_samples", "16", "--max_new_tokens", "6", "--temperature", "6.0"]
+BY_LETTER = ["--verifier", r"regex:[a-m].*", "--num_samples", "16", "--max_new_tokens", "6", "--temperature", "2.0"]
 
 
 def test_pairs_are_ranked_by_the_verifier_and_split_by_prompt(sft, data, tmp_path):
