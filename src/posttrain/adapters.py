@@ -45,9 +45,16 @@ def peft_config(settings: AdapterSettings, *, task: str, base: str) -> Any | Non
     )
 
 
-def load_policy(run_dir: Path, *, trainable: bool = False, model_settings: ModelSettings | None = None) -> Any:
+def load_policy(
+    run_dir: Path,
+    *,
+    trainable: bool = False,
+    dequantize: bool = False,
+    model_settings: ModelSettings | None = None,
+) -> Any:
     """The model that a run made, verified: base, merged ancestors, and the run's adapter as "default".
 
+    `dequantize` turns a 4-bit base into plain weights before the adapter is attached.
     Raises ArtifactError when anything on the way is missing, altered or on another base.
     """
     lineage = verify(run_dir)
@@ -58,6 +65,8 @@ def load_policy(run_dir: Path, *, trainable: bool = False, model_settings: Model
     if lineage.kind != "adapter":
         raise ArtifactError(f"{run_dir} holds {lineage.kind}, not a model; choose the run of a training stage")
     model = _foundation(run_dir, lineage, settings, task)
+    if dequantize and getattr(model, "is_loaded_in_4bit", False):
+        model = model.dequantize()
     model.config.pad_token_id = lineage.base["pad_token_id"]
     return _attach(model, run_dir / ADAPTER, trainable=trainable)
 

@@ -28,10 +28,7 @@ def merge(run_dir: Path, output: Path) -> None:
     if output.exists():
         raise ArtifactError(f"{output} exists; choose a new folder")
     tokenizer = load_tokenizer(lineage.base["name"], ModelSettings())
-    model = load_policy(run_dir)
-    if getattr(model, "is_loaded_in_4bit", False):
-        # The adapter on the dequantised base is what is merged, so it is also what the result must equal.
-        model.get_base_model().dequantize()
+    model = load_policy(run_dir, dequantize=True)
     probe = lineage.metrics["probe"]
     expected = _outputs(model, tokenizer, probe)
     merged = model.merge_and_unload()

@@ -259,16 +259,22 @@ def take_directory(run_dir: Path, key: str, recipe: str) -> None:
         raise ArtifactError(f"output_dir: {run_dir} holds {same}; choose another output_dir, or move that one away")
     if marker.is_file():
         owner_key = json.loads(marker.read_text(encoding="utf-8"))["key"]
-        if owner_key != key:
+        if owner_key != key and _has_work(run_dir):
             raise ArtifactError(
                 f"output_dir: {run_dir} holds an unfinished run with another configuration (key {owner_key[:12]}, "
                 f"this one is {key[:12]}); choose another output_dir, or move that one away"
             )
-        return
-    if run_dir.exists() and any(run_dir.iterdir()):
+    elif run_dir.exists() and any(run_dir.iterdir()):
         raise ArtifactError(f"output_dir: {run_dir} is not empty and was not made by posttrain; choose another")
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, json.dumps({"key": key, "recipe": recipe}) + "\n")
+
+
+def _has_work(run_dir: Path) -> bool:
+    """Whether something was computed there; a run that was refused for its data leaves nothing to keep."""
+    return any((run_dir / CHECKPOINTS).glob("checkpoint-*")) or any(
+        (run_dir / name).exists() for name in (METRICS, "drawn", ADAPTER, MODEL)
+    )
 
 
 def lock(run_dir: Path) -> IO[str]:
