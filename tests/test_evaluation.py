@@ -70,3 +70,31 @@ def test_exact_match_counts_what_is_right(model):
     found = exact_match(net, tokenizer, rows, max_new_tokens=4, batch_size=2, num_samples=0, seed=0)
     assert found["greedy_exact"] == 0.5
     assert found["rows"] == 2
+
+
+def test_samples_share_their_prompts_work_and_nothing_else(model):
+    """Nearly greedy draws from prompts of different lengths are the greedy completions, each of the samples."""
+    prompts = ["eceive ->", "a", "friend their until ->", "x y", "eird ->"]
+    greedy = generate(*model, prompts, max_new_tokens=5, batch_size=2)
+    drawn = generate(*model, prompts, max_new_tokens=5, batch_size=6, num_samples=3, temperature=1e-4, seed=7)
+    assert [[c.text for c in cs] for cs in drawn] == [[cs[0].text] * 3 for cs in greedy]
+
+
+def test_draws_have_the_models_probabilities(model):
+    """4,000 first tokens against softmax of the logits: total variation within sampling noise."""
+    import torch
+
+    net, tokenizer = model
+    prompt = "eparate ->"
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+    expected = torch.softmax(net(input_ids=ids).logits[0, -1], -1)
+    drawn = generate(
+        net, tokenizer, [prompt], max_new_tokens=1, batch_size=4000, num_samples=4000, temperature=1.0, seed=5
+    )  # fmt: skip
+    counts = torch.zeros(len(expected))
+    for completion in drawn[0]:
+        token = tokenizer(completion.text)["input_ids"][0] if completion.text else tokenizer.eos_token_id
+        counts[token] += 1
+    top = expected.argmax()
+    error = (expected[top] * (1 - expected[top]) / 4000).sqrt()
+    assert abs(counts[top] / 4000 - expected[top]) < 4 * error

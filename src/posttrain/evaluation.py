@@ -88,20 +88,23 @@ def generate(
     options: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        options["num_return_sequences"] = num_samples
     for start in range(0, len(order), per_batch):
         batch = order[start : start + per_batch]
         width = max(len(ids[i]) for i in batch)
         input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in batch])
         attention_mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch])
+        input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
         with torch.random.fork_rng(devices=_cuda_devices()), torch.no_grad():
             torch.manual_seed(seed * 1_000_003 + start)
+            shared = num_samples > 1 and width > 1
+            cache = _shared_prefill(model, input_ids, attention_mask, num_samples) if shared else None
             out = model.generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=attention_mask.to(model.device),
+                input_ids=input_ids.repeat_interleave(num_samples, 0),
+                attention_mask=attention_mask.repeat_interleave(num_samples, 0),
                 max_new_tokens=max_new_tokens,
                 eos_token_id=eos,
                 pad_token_id=tokenizer.pad_token_id,
+                past_key_values=cache,
                 **options,
             )
         for j, row in enumerate(out[:, width:].tolist()):
@@ -113,6 +116,24 @@ def generate(
             progress(min(start + per_batch, len(order)), len(order))
     model.train(was_training)
     return results
+
+
+def _shared_prefill(model: Any, input_ids: Any, attention_mask: Any, num_samples: int) -> Any:
+    """The cache of prompts (B, T) less their last token, repeated for each sample: (B x num_samples).
+
+    `generate(num_return_sequences=n)` repeats the prompts first and computes each n times; for short completions
+    that is most of the work.
+    """
+    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    out = model(
+        input_ids=input_ids[:, :-1],
+        attention_mask=attention_mask[:, :-1],
+        position_ids=position_ids[:, :-1],
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    out.past_key_values.batch_repeat_interleave(num_samples)
+    return out.past_key_values
 
 
 def _cuda_devices() -> list[int]:
