@@ -98,3 +98,18 @@ def test_draws_have_the_models_probabilities(model):
     top = expected.argmax()
     error = (expected[top] * (1 - expected[top]) / 4000).sqrt()
     assert abs(counts[top] / 4000 - expected[top]) < 4 * error
+
+
+def test_top_p_never_leaves_the_nucleus(model):
+    import torch
+
+    net, tokenizer = model
+    prompt = "eparate ->"
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+    probabilities, tokens = torch.softmax(net(input_ids=ids).logits[0, -1], -1).sort(descending=True)
+    nucleus = set(tokens[: int((probabilities.cumsum(0) < 0.6).sum()) + 1].tolist())
+    drawn = generate(
+        net, tokenizer, [prompt], max_new_tokens=1, batch_size=500, num_samples=500, temperature=1.0, top_p=0.6
+    )
+    found = {tokenizer(c.text)["input_ids"][0] if c.text else tokenizer.eos_token_id for c in drawn[0]}
+    assert found <= nucleus

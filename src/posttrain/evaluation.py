@@ -85,9 +85,7 @@ def generate(
     eos = tokenizer.eos_token_id
     was_training = model.training
     model.eval()
-    options: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    sampler = _sampler(temperature, top_p) if temperature > 0 else None
     for start in range(0, len(order), per_batch):
         batch = order[start : start + per_batch]
         width = max(len(ids[i]) for i in batch)
@@ -105,7 +103,8 @@ def generate(
                 eos_token_id=eos,
                 pad_token_id=tokenizer.pad_token_id,
                 past_key_values=cache,
-                **options,
+                do_sample=False,  # the sampler has drawn already: only its token is left
+                logits_processor=sampler,
             )
         for j, row in enumerate(out[:, width:].tolist()):
             stopped = eos in row
@@ -116,6 +115,27 @@ def generate(
             progress(min(start + per_batch, len(order)), len(order))
     model.train(was_training)
     return results
+
+
+def _sampler(temperature: float, top_p: float) -> Any:
+    """Logits processors that draw one token a row and leave it as the only one.
+
+    `generate(do_sample=True)` draws by filling a (B, V) matrix with exponential variates, which takes a quarter of the
+    time of short completions on a CPU. One uniform number a row and the cumulative distribution do the same.
+    """
+    import torch
+    from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+    class Draw(LogitsProcessor):  # type: ignore[misc]
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            cumulative = torch.softmax(scores.float(), -1).cumsum(-1)
+            uniform = torch.rand(len(scores), 1, device=scores.device) * cumulative[:, -1:]
+            drawn = torch.searchsorted(cumulative, uniform, right=True).clamp(max=scores.shape[-1] - 1)
+            return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+    chain = [TemperatureLogitsWarper(float(temperature))] if temperature != 1.0 else []
+    chain += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
+    return LogitsProcessorList([*chain, Draw()])
 
 
 def _shared_prefill(model: Any, input_ids: Any, attention_mask: Any, num_samples: int) -> Any:

@@ -8,6 +8,7 @@ from .config import EvaluationSettings, ModelSettings
 from .data import Lengths, Rows, render
 from .evaluation import exact_match, generate
 from .gates import Gate
+from .lm_head import use_dense_lm_head
 from .models import check_tokenizer, describe_base
 from .stage import Stage, say
 
@@ -41,6 +42,7 @@ def start(stage: Stage, base: str, *, task: str) -> tuple[Any, Any, str | None]:
     """
     from transformers import set_seed
 
+    use_dense_lm_head()
     # The score head and a fresh adapter are drawn here, before the trainer seeds.
     set_seed(int(stage.config.values["seed"]))
     model, peft_config, how = start_model(
