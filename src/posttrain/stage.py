@@ -125,8 +125,7 @@ class Stage:
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         per_epoch = max(1, -(-len(trainer.train_dataset) // batch))
         steps = args.max_steps if args.max_steps > 0 else round(per_epoch * args.num_train_epochs)
-        column = next((c for c in ("input_ids", "chosen_ids") if c in trainer.train_dataset.column_names), None)
-        tokens = sum(len(ids) for ids in trainer.train_dataset[column]) if column else 0
+        tokens = count_tokens(trainer.train_dataset)
         say(
             f"global batch {batch} = {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} "
             f"accumulated x {args.world_size} processes; {steps} steps; "
@@ -248,6 +247,12 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
 def _given(config: StageConfig) -> dict[str, Any]:
     """The values that are set, for one printed line; config.yaml has them all."""
     return {k: v for k, v in config.to_dict().items() if v not in (None, {}, [])}
+
+
+def count_tokens(dataset: Any) -> int:
+    """Tokens of one epoch of a tokenised dataset; a preference row is two sequences, each with its prompt."""
+    lengths = {c: sum(map(len, dataset[c])) for c in dataset.column_names if c.endswith("_ids")}
+    return sum(lengths.values()) + (lengths.get("prompt_ids", 0) if "chosen_ids" in lengths else 0)
 
 
 def take_directory(run_dir: Path, key: str, recipe: str) -> None:
