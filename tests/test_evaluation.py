@@ -47,7 +47,7 @@ def test_greedy_batches_equal_single_prompts(model):
 def test_draws_are_seeded_and_leave_the_global_state_alone(model):
     import torch
 
-    options = {"max_new_tokens": 5, "batch_size": 8, "num_samples": 4, "temperature": 1.0}
+    options = {"max_new_tokens": 5, "batch_size": 8, "temperatures": [1.0] * 4}
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -76,7 +76,7 @@ def test_samples_share_their_prompts_work_and_nothing_else(model):
     """Nearly greedy draws from prompts of different lengths are the greedy completions, each of the samples."""
     prompts = ["eceive ->", "a", "friend their until ->", "x y", "eird ->"]
     greedy = generate(*model, prompts, max_new_tokens=5, batch_size=2)
-    drawn = generate(*model, prompts, max_new_tokens=5, batch_size=6, num_samples=3, temperature=1e-4, seed=7)
+    drawn = generate(*model, prompts, max_new_tokens=5, batch_size=6, temperatures=[0.0, 1e-4, 1e-4], seed=7)
     assert [[c.text for c in cs] for cs in drawn] == [[cs[0].text] * 3 for cs in greedy]
 
 
@@ -89,7 +89,7 @@ def test_draws_have_the_models_probabilities(model):
     ids = torch.tensor([tokenizer(prompt)["input_ids"]])
     expected = torch.softmax(net(input_ids=ids).logits[0, -1], -1)
     drawn = generate(
-        net, tokenizer, [prompt], max_new_tokens=1, batch_size=4000, num_samples=4000, temperature=1.0, seed=5
+        net, tokenizer, [prompt], max_new_tokens=1, batch_size=4000, temperatures=[1.0] * 4000, seed=5
     )  # fmt: skip
     counts = torch.zeros(len(expected))
     for completion in drawn[0]:
@@ -108,8 +108,17 @@ def test_top_p_never_leaves_the_nucleus(model):
     ids = torch.tensor([tokenizer(prompt)["input_ids"]])
     probabilities, tokens = torch.softmax(net(input_ids=ids).logits[0, -1], -1).sort(descending=True)
     nucleus = set(tokens[: int((probabilities.cumsum(0) < 0.6).sum()) + 1].tolist())
-    drawn = generate(
-        net, tokenizer, [prompt], max_new_tokens=1, batch_size=500, num_samples=500, temperature=1.0, top_p=0.6
-    )
+    drawn = generate(net, tokenizer, [prompt], max_new_tokens=1, batch_size=500, temperatures=[1.0] * 500, top_p=0.6)
     found = {tokenizer(c.text)["input_ids"][0] if c.text else tokenizer.eos_token_id for c in drawn[0]}
     assert found <= nucleus
+
+
+def test_a_models_own_generation_settings_are_left_aside(model):
+    net, tokenizer = model
+    expected = generate(net, tokenizer, ["friend their until ->"], max_new_tokens=6, batch_size=1)
+    own = net.generation_config.repetition_penalty
+    net.generation_config.repetition_penalty = 9.0
+    try:
+        assert generate(net, tokenizer, ["friend their until ->"], max_new_tokens=6, batch_size=1) == expected
+    finally:
+        net.generation_config.repetition_penalty = own

@@ -61,31 +61,41 @@ def generate(
     tokenizer: Any,
     prompts: Sequence[Any],
     *,
+    temperatures: Sequence[float] = (0.0,),
     max_new_tokens: int,
     batch_size: int,
-    num_samples: int = 1,
-    temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Completion]]:
-    """`num_samples` completions of each prompt, in the prompts' order. Temperature 0 is greedy.
+    """One completion of each prompt for each of `temperatures` (0 is greedy), in the prompts' order.
 
-    Prompts are rendered as in training (`data.render`), sorted by length and padded on the left. Each batch is seeded
-    by its own first row, so that a run resumed at a batch draws what an uninterrupted one does.
+    Prompts are rendered as in training (`data.render`), sorted by length and padded on the left; a model's own
+    generation settings (a repetition penalty, say) are left aside. Each batch is seeded by its own first row, so that a
+    run resumed at a batch draws what an uninterrupted one does.
     """
     import torch
+    from transformers import GenerationConfig
 
     from .data import render
 
     ids = [render(p, tokenizer, add_generation_prompt=not isinstance(p, str)) for p in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     results: list[list[Completion]] = [[] for _ in prompts]
-    per_batch = max(1, batch_size // num_samples)
-    eos = tokenizer.eos_token_id
+    copies = len(temperatures)
+    per_batch = max(1, batch_size // copies)
+    ends = _end_tokens(model, tokenizer)
+    # `generate` fills in what is left out from the model's own settings, so those that change scores are named.
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+    )
     was_training = model.training
     model.eval()
-    sampler = _sampler(temperature, top_p) if temperature > 0 else None
     for start in range(0, len(order), per_batch):
         batch = order[start : start + per_batch]
         width = max(len(ids[i]) for i in batch)
@@ -94,52 +104,62 @@ def generate(
         input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
         with torch.random.fork_rng(devices=_cuda_devices()), torch.no_grad():
             torch.manual_seed(seed * 1_000_003 + start)
-            shared = num_samples > 1 and width > 1
-            cache = _shared_prefill(model, input_ids, attention_mask, num_samples) if shared else None
+            shared = copies > 1 and width > 1
             out = model.generate(
-                input_ids=input_ids.repeat_interleave(num_samples, 0),
-                attention_mask=attention_mask.repeat_interleave(num_samples, 0),
-                max_new_tokens=max_new_tokens,
-                eos_token_id=eos,
-                pad_token_id=tokenizer.pad_token_id,
-                past_key_values=cache,
-                do_sample=False,  # the sampler has drawn already: only its token is left
-                logits_processor=sampler,
+                input_ids=input_ids.repeat_interleave(copies, 0),
+                attention_mask=attention_mask.repeat_interleave(copies, 0),
+                past_key_values=_shared_prefill(model, input_ids, attention_mask, copies) if shared else None,
+                logits_processor=_drawing([*temperatures] * len(batch), top_p),
+                generation_config=settings,
             )
         for j, row in enumerate(out[:, width:].tolist()):
-            stopped = eos in row
-            kept = row[: row.index(eos)] if stopped else row
-            text = tokenizer.decode(kept, skip_special_tokens=True)
-            results[batch[j // num_samples]].append(Completion(text, len(kept) + stopped, stopped))
+            end = next((t for t, token in enumerate(row) if token in ends), None)
+            text = tokenizer.decode(row[:end], skip_special_tokens=True)
+            length = len(row) if end is None else end + 1
+            results[batch[j // copies]].append(Completion(text, length, end is not None))
         if progress:
             progress(min(start + per_batch, len(order)), len(order))
     model.train(was_training)
     return results
 
 
-def _sampler(temperature: float, top_p: float) -> Any:
-    """Logits processors that draw one token a row and leave it as the only one.
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The ids that end a completion: the tokenizer's EOS, and those the model's own settings add."""
+    own = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own] if own is not None else [])}
 
-    `generate(do_sample=True)` draws by filling a (B, V) matrix with exponential variates, which takes a quarter of the
-    time of short completions on a CPU. One uniform number a row and the cumulative distribution do the same.
+
+def _drawing(temperatures: Sequence[float], top_p: float) -> Any:
+    """A logits processor that draws one token a row at the row's temperature and leaves it as the only one.
+
+    `generate(do_sample=True)` has one temperature a batch, and draws by filling a (B, V) matrix with exponential
+    variates: a quarter of the time of short completions on a CPU. One uniform number a row and the cumulative
+    distribution do the same.
     """
     import torch
-    from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+    from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+
+    if not any(temperatures):
+        return None
+    nucleus = TopPLogitsWarper(top_p) if top_p < 1.0 else None
 
     class Draw(LogitsProcessor):  # type: ignore[misc]
         def __call__(self, input_ids: Any, scores: Any) -> Any:
-            cumulative = torch.softmax(scores.float(), -1).cumsum(-1)
+            warmth = torch.tensor(temperatures, device=scores.device)[:, None]
+            warm = scores.float() / warmth.clamp(min=1e-6)
+            if nucleus is not None:
+                warm = nucleus(input_ids, warm)
+            cumulative = torch.softmax(warm, -1).cumsum(-1)
             uniform = torch.rand(len(scores), 1, device=scores.device) * cumulative[:, -1:]
             drawn = torch.searchsorted(cumulative, uniform, right=True).clamp(max=scores.shape[-1] - 1)
-            return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+            chosen = torch.where(warmth > 0, drawn, scores.argmax(-1, keepdim=True))
+            return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
-    chain = [TemperatureLogitsWarper(float(temperature))] if temperature != 1.0 else []
-    chain += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
-    return LogitsProcessorList([*chain, Draw()])
+    return LogitsProcessorList([Draw()])
 
 
-def _shared_prefill(model: Any, input_ids: Any, attention_mask: Any, num_samples: int) -> Any:
-    """The cache of prompts (B, T) less their last token, repeated for each sample: (B x num_samples).
+def _shared_prefill(model: Any, input_ids: Any, attention_mask: Any, copies: int) -> Any:
+    """The cache of prompts (B, T) less their last token, repeated for each completion: (B x copies).
 
     `generate(num_return_sequences=n)` repeats the prompts first and computes each n times; for short completions
     that is most of the work.
@@ -152,7 +172,7 @@ def _shared_prefill(model: Any, input_ids: Any, attention_mask: Any, num_samples
         use_cache=True,
         logits_to_keep=1,
     )
-    out.past_key_values.batch_repeat_interleave(num_samples)
+    out.past_key_values.batch_repeat_interleave(copies)
     return out.past_key_values
 
 
@@ -169,30 +189,18 @@ def is_exact(completion: str, expected: Any) -> bool:
 
 def exact_match(
     model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], *, max_new_tokens: int, batch_size: int,
-    num_samples: int, seed: int, progress: Callable[[str], None] | None = None,
+    num_samples: int, seed: int, progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Greedy and sampled exact match of prompt-completion `rows`, with the share of greedy completions that stop."""
-    prompts = [row["prompt"] for row in rows]
-
-    def report(label: str) -> Callable[[int, int], None] | None:
-        return None if progress is None else lambda done, total: progress(f"{label}: {done} of {total} prompts")
-
-    greedy = generate(
-        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=report("greedy")
-    )
-    hits = [is_exact(c[0].text, row["completion"]) for c, row in zip(greedy, rows, strict=True)]
-    metrics = _flatten("greedy", wilson(sum(hits), len(hits)))
-    metrics["stops"] = sum(c[0].stopped for c in greedy) / len(greedy)
+    completions = generate(
+        model, tokenizer, [row["prompt"] for row in rows], temperatures=[0.0] + [1.0] * num_samples,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, progress=progress,
+    )  # fmt: skip
+    right = [[is_exact(c.text, row["completion"]) for c in cs] for cs, row in zip(completions, rows, strict=True)]
+    metrics = _flatten("greedy", wilson(sum(r[0] for r in right), len(right)))
+    metrics["stops"] = sum(cs[0].stopped for cs in completions) / len(completions)
     if num_samples:
-        drawn = generate(
-            model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, num_samples=num_samples,
-            temperature=1.0, seed=seed, progress=report("sampled"),
-        )  # fmt: skip
-        means = [
-            sum(is_exact(c.text, row["completion"]) for c in cs) / num_samples
-            for cs, row in zip(drawn, rows, strict=True)
-        ]
-        metrics |= _flatten("sampled", mean_interval(means))
+        metrics |= _flatten("sampled", mean_interval([sum(r[1:]) / num_samples for r in right]))
     return metrics
 
 

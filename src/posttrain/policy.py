@@ -3,7 +3,7 @@
 from typing import Any
 
 from . import gates
-from .adapters import start_model
+from .adapters import fold_for_generation, start_model
 from .config import EvaluationSettings, ModelSettings
 from .data import Lengths, Rows, render
 from .evaluation import exact_match, generate
@@ -127,6 +127,7 @@ def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, settings: Eval
             stage.metrics["before"] = exact_match(model, tokenizer, rows, **options)
     elif stage.policy is not None and "after" in stage.policy.metrics:
         stage.metrics["before"] = stage.policy.metrics["after"]
+    fold_for_generation(model)
     stage.metrics["after"] = after = exact_match(model, tokenizer, rows, **options)
     for when in ("before", "after"):
         if when in stage.metrics:

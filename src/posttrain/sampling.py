@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .adapters import load_policy
+from .adapters import fold_for_generation, load_policy
 from .artifacts import verify, write_atomically
 from .config import DataSettings, EvaluationSettings, ModelSettings, SampleSettings
 from .data import Row, Rows, load_rows, render
@@ -30,7 +30,9 @@ def load_policy_and_tokenizer(stage: Stage) -> tuple[Any, Any]:
     if stage.policy is None:
         return load_base(base, settings, task="CAUSAL_LM"), tokenizer
     check_tokenizer(tokenizer, stage.policy, stage.inputs["policy"])
-    return load_policy(stage.inputs["policy"]), tokenizer
+    policy = load_policy(stage.inputs["policy"])
+    fold_for_generation(policy)
+    return policy, tokenizer
 
 
 def load_test(stage: Stage) -> Rows:
@@ -54,7 +56,7 @@ def evaluate(stage: Stage, policy: Any, tokenizer: Any, test: Rows) -> None:
         batch_size=settings.generation_batch_size,
         num_samples=settings.test_samples,
         seed=settings.seed,
-        progress=say,
+        progress=lambda done, total: say(f"step {done}/{total}  prompts answered"),
     )
     out = stage.run_dir / "evaluation"
     out.mkdir(exist_ok=True)
@@ -131,8 +133,7 @@ def draw(stage: Stage, policy: Any, tokenizer: Any, prompts: Rows) -> list[list[
                 [row["prompt"] for row in prompts.rows[start : start + CHUNK]],
                 max_new_tokens=generation.max_new_tokens,
                 batch_size=generation.generation_batch_size,
-                num_samples=settings.num_samples,
-                temperature=settings.temperature,
+                temperatures=[settings.temperature] * settings.num_samples,
                 top_p=settings.top_p,
                 seed=generation.seed + start,
             )
