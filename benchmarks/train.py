@@ -10,8 +10,10 @@ demo's model and data, which `posttrain demo --dry-run` prepares.
 """
 
 import argparse
+import itertools
 import json
 import os
+import random
 import re
 import shutil
 import statistics
@@ -31,9 +33,10 @@ from posttrain.launch import ROOT, accelerate_config, build_command, environment
 ROWS_A_STEP = 16
 CPU = accelerate_config("cpu.yaml", ROOT)
 
-# SmolLM2's trunk multiplies each token by 106M weights and the head by 28M. LoRA trains forward once and backward once
-# to the activations, so a token costs 4 FLOP a weight, and the head counts on completion tokens only.
+# SmolLM2's trunk multiplies each token by 106M weights. With LoRA a token costs 2 FLOP a weight forward and 2 backward
+# (to the activations only), and DPO's reference another 2 forward. The head and what an adapter adds are not counted.
 TRUNK_WEIGHTS = 106_168_320
+FLOP_A_WEIGHT = {"sft": 4, "dpo": 6, "reward": 4}
 
 
 @dataclass
@@ -47,23 +50,20 @@ class Result:
 
 
 def make_rows(task: str, folder: Path, steps: int) -> Path:
-    """Conversations about typos: a user turn and an answer, `steps` x ROWS_A_STEP of them."""
+    """`steps` x ROWS_A_STEP conversations: a user turn of 1 to 12 typos, and their correction."""
+    source = [json.loads(line) for line in (DATA_DIR / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    words = ((row["prompt"][0]["content"], row["completion"][0]["content"]) for row in itertools.cycle(source))
+    lengths = random.Random(0)
     rows = []
-    source = (DATA_DIR / "train.jsonl").read_text(encoding="utf-8").splitlines()[: steps * ROWS_A_STEP]
-    for line in source:
-        row = json.loads(line)
-        typo, word = row["prompt"].removesuffix(" ->"), row["completion"].strip()
-        prompt = [{"role": "user", "content": f"Correct the spelling: {typo}"}]
+    for _ in range(steps * ROWS_A_STEP):
+        chosen = list(itertools.islice(words, lengths.randint(1, 12)))
+        typos, right = (" ".join(side) for side in zip(*chosen, strict=True))
+        prompt = [{"role": "user", "content": typos}]
+        answer, other = ([{"role": "assistant", "content": text}] for text in (right, typos))
         if task == "sft":
-            rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": word}]})
+            rows.append({"prompt": prompt, "completion": answer})
         else:
-            rows.append(
-                {
-                    "prompt": prompt,
-                    "chosen": [{"role": "assistant", "content": word}],
-                    "rejected": [{"role": "assistant", "content": typo}],
-                }
-            )
+            rows.append({"prompt": prompt, "chosen": answer, "rejected": other})
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
@@ -89,8 +89,14 @@ def ours(task: str, rows: Path, out: Path, **changes: str) -> list[str]:
     options = {**COMMON, "gradient_checkpointing": "false", "train_sampling_strategy": "group_by_length", **changes}
     arguments = ["--model_name_or_path", str(MODEL_DIR), "--train_file", str(rows), "--output_dir", str(out)]
     arguments += [word for key, value in options.items() for word in (f"--{key}", value)]
-    arguments += ["--gates.stops", "0"]
+    arguments += ["--gates.stops", "0"] if task != "reward" else []
     return build_command(task, arguments, CPU)
+
+
+def with_trl_head(command: list[str]) -> list[str]:
+    """The same command through `trl_head.py`."""
+    at = next(i for i, word in enumerate(command) if word.startswith(str(ROOT / "recipes")))
+    return [*command[:at], str(Path(__file__).with_name("trl_head.py")), Path(command[at]).stem, *command[at + 1 :]]
 
 
 def trl_cli(task: str, rows: Path, out: Path) -> list[str]:
@@ -152,23 +158,16 @@ def measure(command: list[str], out: Path, env: dict[str, str], tokens: float) -
     )
 
 
-def count_tokens(task: str, rows: Path) -> tuple[float, float]:
-    """(tokens of one epoch, those that pass the head)."""
+def count_tokens(rows: Path) -> int:
+    """Tokens of one epoch, padding not counted."""
     from transformers import AutoTokenizer
 
     from posttrain.data import join, render
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    total = head = 0
-    for line in rows.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        prompt = len(render(row["prompt"], tokenizer, add_generation_prompt=True))
-        for side in ("completion", "chosen", "rejected"):
-            if side in row:
-                length = len(render(join(row["prompt"], row[side]), tokenizer))
-                total += length
-                head += length - prompt
-    return total, head
+    parsed = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    sides = ("completion", "chosen", "rejected")
+    return sum(len(render(join(row["prompt"], row[s]), tokenizer)) for row in parsed for s in sides if s in row)
 
 
 def matmul_gflops(m: int, k: int, n: int) -> float:
@@ -193,7 +192,7 @@ def main() -> None:
     task = arguments.task
     work = Path(tempfile.mkdtemp(prefix="posttrain-bench-"))
     rows = make_rows(task, work / "data", arguments.steps)
-    tokens, _ = count_tokens(task, rows)
+    tokens = count_tokens(rows)
     launched = {**environment(CPU), "HF_HUB_OFFLINE": "1"}
     plain = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {
         "HF_HUB_OFFLINE": "1",
@@ -207,15 +206,15 @@ def main() -> None:
             "- gradient checkpointing on": (ours(task, rows, out, gradient_checkpointing="true"), launched),
             "- rows not sorted by length": (ours(task, rows, out, train_sampling_strategy="random"), launched),
         }
-        if task == "sft":
-            contestants["+ packing"] = (ours(task, rows, out, packing="true"), launched)
+        if task != "reward":
+            contestants["- TRL's own head"] = (with_trl_head(ours(task, rows, out)), launched)
     else:
         contestants = {
             "ours": (ours(task, rows, out), launched),
             f"trl {task}": (trl_cli(task, rows, out), plain),
             "bare trainer": (bare(task, rows, out), plain),
         }
-    large, shaped = matmul_gflops(2048, 2048, 2048), matmul_gflops(ROWS_A_STEP * 40, 576, 1536)
+    large, shaped = matmul_gflops(2048, 2048, 2048), matmul_gflops(ROWS_A_STEP * 64, 576, 1536)
     print(f"fp32 matrix products: {large:.0f} GFLOP/s large, {shaped:.0f} at the model's shapes")
     print(f"{task}: {arguments.steps} steps of {ROWS_A_STEP} rows, {tokens / arguments.steps:.0f} tokens a step\n")
     results: dict[str, list[Result]] = {name: [] for name in contestants}
@@ -229,7 +228,7 @@ def main() -> None:
     for name, found in results.items():
         rate = statistics.median(r.tokens_per_s for r in found)
         ratio = statistics.median(o.tokens_per_s / r.tokens_per_s for o, r in zip(first, found, strict=True))
-        share = rate * 4 * TRUNK_WEIGHTS / 1e9 / large
+        share = rate * FLOP_A_WEIGHT[task] * TRUNK_WEIGHTS / 1e9 / large
         start = statistics.median(r.first_step_s for r in found)
         peak = statistics.median(r.peak_rss_bytes for r in found) / 2**30
         loss = statistics.median(r.loss for r in found)

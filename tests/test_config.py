@@ -96,3 +96,9 @@ def test_help_is_there_at_once():
     assert done.returncode == 0
     assert "run a chain" in done.stdout
     assert time.monotonic() - begun < 5  # a guard against an import of torch; benchmarks measure the 0.3 s
+
+
+def test_none_is_a_word_of_trl_and_null_is_nothing():
+    found = config.parse_args("sft", ["--output_dir", "o", "--report_to", "none", "--max_length", "null"])
+    assert found.values["report_to"] == "none"
+    assert found.values["max_length"] is None

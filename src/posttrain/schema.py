@@ -108,7 +108,7 @@ def coerce(value: Any, type_: Any) -> Any:
                 continue
         raise ValueError(describe(type_))
     if type_ in (None, types.NoneType):
-        if value is None or value in ("null", "none", "None"):
+        if value is None or value in ("null", "~"):  # YAML's words; "none" is a value of `report_to`
             return None
         raise ValueError("null")
     if origin is Literal:
