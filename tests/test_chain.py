@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -100,21 +101,38 @@ def test_a_chain_runs_is_skipped_and_reruns_what_changed(chain, capfd):
         plan(read_chain(chain))
 
 
-def test_kill_9_and_the_same_command_again(chain, tmp_path):
-    """The launcher, its accelerate and its recipe are killed in the middle of SFT; the rerun's tensors are the same."""
-    run(read_chain(chain), only="sft")
-    whole = tensors(chain, "sft")
-    edit(chain, f"{tmp_path}/runs", f"{tmp_path}/cut")
-    command = [sys.executable, "-m", "posttrain.cli", "run", str(chain)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: list((tmp_path / "cut" / "sft" / "checkpoints").glob("checkpoint-*/trainer_state.json")))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    wait_for(lambda: not running(tmp_path / "cut"))
-    assert not (tmp_path / "cut" / "sft" / "lineage.json").exists()
-    assert actions(chain)["sft"] == "resume"
+def test_kill_9_in_every_stage_and_the_same_command_again(chain, tmp_path):
+    """Launcher, accelerate and recipe are killed somewhere inside each stage; in the end the tensors are the same."""
+    (tmp_path / "sample.yaml").write_text(
+        f"train_file: {tmp_path}/train.jsonl\nverifier: 'regex:[a-m].*'\nnum_samples: 16\ntemperature: 2.0\n"
+        "max_new_tokens: 6\n"
+    )
+    stages = ("sft", "sample", "dpo", "reward")  # as the chain runs them
+    edit(chain, "stages:\n", "stages:\n  sample: {recipe: sample, config: sample.yaml, inputs: {policy: sft}}\n")
+    for name in ("reward", "dpo"):
+        edit(chain, f"{name}.yaml, inputs: {{policy: sft}}", f"{name}.yaml, inputs: {{policy: sft, data: sample}}")
+        edit(tmp_path / f"{name}.yaml", f"train_file: {tmp_path}/pairs.jsonl\n", "")
     run(read_chain(chain))
-    assert (tmp_path / "cut" / "sft" / "adapter" / "adapter_model.safetensors").read_bytes() == whole
+    seconds = {n: json.loads((tmp_path / "runs" / n / "lineage.json").read_text())["cost"]["wall_s"] for n in stages}
+
+    edit(chain, f"{tmp_path}/runs", f"{tmp_path}/cut")
+    moments = random.Random(0)
+    for name in stages:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "posttrain.cli", "run", str(chain)], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_for((tmp_path / "cut" / name / "stage.json").is_file)
+        time.sleep(seconds[name] * moments.uniform(0.2, 0.8))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not running(tmp_path / "cut"))
+        assert not (tmp_path / "cut" / name / "lineage.json").exists()
+        assert actions(chain)[name] != "skip"
+    run(read_chain(chain))
+    for name in ("sft", "reward", "dpo"):
+        whole, cut = (tmp_path / folder / name / "adapter" / "adapter_model.safetensors" for folder in ("runs", "cut"))
+        assert whole.read_bytes() == cut.read_bytes(), name
 
 
 def wait_for(condition, limit_s=120):

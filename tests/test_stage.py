@@ -1,11 +1,12 @@
 """What a stage keeps, refuses and counts."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from posttrain.errors import ArtifactError, LaunchError
-from posttrain.stage import count_tokens, last_whole_checkpoint, lock, metrics_writer, take_directory
+from posttrain.stage import count_tokens, know_lengths, last_whole_checkpoint, lock, metrics_writer, take_directory
 
 
 def checkpoint(folder, step, *, state=True, weights=b""):
@@ -71,3 +72,17 @@ def test_tokens_are_those_of_the_sequences():
     assert count_tokens(Dataset.from_dict({"input_ids": [[1, 2], [3]]})) == 3
     preference = {"prompt_ids": [[1, 2, 3]], "chosen_ids": [[4]], "rejected_ids": [[5, 6]]}
     assert count_tokens(Dataset.from_dict(preference)) == (3 + 1) + (3 + 2)
+
+
+def test_a_pair_is_as_long_as_its_longer_side():
+    from datasets import Dataset
+
+    trainer = SimpleNamespace(
+        train_dataset=Dataset.from_dict({"prompt_ids": [[1, 2]], "chosen_ids": [[4]], "rejected_ids": [[5, 6, 7]]}),
+        args=SimpleNamespace(length_column_name="length"),
+        _signature_columns=["prompt_ids"],
+        _set_signature_columns_if_needed=lambda: None,
+    )
+    know_lengths(trainer)
+    assert trainer.train_dataset["length"][:] == [5]
+    assert "length" in trainer._signature_columns

@@ -99,8 +99,10 @@ def coerce(value: Any, type_: Any) -> Any:
         return value
     origin = typing.get_origin(type_)
     if origin in (typing.Union, types.UnionType):
-        # The narrow types first: "true" is a bool before it is a string.
+        # The narrow types first: "true" is a bool before it is a string, and a word is no list of one.
         members = sorted(typing.get_args(type_), key=_breadth)
+        if isinstance(value, str) and "," not in value and str in members:
+            members = [m for m in members if (typing.get_origin(m) or m) not in (list, tuple)]
         for member in members:
             try:
                 return coerce(value, member)

@@ -3,7 +3,7 @@
 stage = open_stage("sft")        the configuration, the inputs, the run directory: everything cheap is checked here
 stage.announce(trainer)          global batch, steps and tokens, before training starts
 stage.train(trainer)             from the last whole checkpoint, if there is one
-stage.save_adapter(trainer)      into a sibling folder, then renamed
+stage.save(trainer, tokenizer)   into a sibling folder, then renamed
 stage.close(...)                 gates, then lineage.json: complete
 """
 
@@ -144,6 +144,8 @@ class Stage:
         """Train to the end, from the last whole checkpoint when an earlier try was cut off."""
         from transformers import PrinterCallback
 
+        if trainer.args.train_sampling_strategy == "group_by_length":
+            know_lengths(trainer)
         checkpoint = last_whole_checkpoint(self.run_dir / CHECKPOINTS)
         step = 0
         if checkpoint is not None:
@@ -253,6 +255,25 @@ def count_tokens(dataset: Any) -> int:
     """Tokens of one epoch of a tokenised dataset; a preference row is two sequences, each with its prompt."""
     lengths = {c: sum(map(len, dataset[c])) for c in dataset.column_names if c.endswith("_ids")}
     return sum(lengths.values()) + (lengths.get("prompt_ids", 0) if "chosen_ids" in lengths else 0)
+
+
+def know_lengths(trainer: Any) -> None:
+    """Give preference rows the column that `train_sampling_strategy: group_by_length` sorts by.
+
+    transformers infers lengths from `input_ids` only, and TRL's pairs have none: a row is as long as its longer side.
+    """
+    dataset = trainer.train_dataset
+    if "chosen_ids" not in dataset.column_names:
+        return
+    sides = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+    prompts = (
+        [len(ids) for ids in dataset["prompt_ids"]] if "prompt_ids" in dataset.column_names else [0] * len(dataset)
+    )
+    lengths = [prompt + max(map(len, pair)) for prompt, pair in zip(prompts, sides, strict=True)]
+    name = trainer.args.length_column_name
+    trainer.train_dataset = dataset.add_column(name, lengths)
+    trainer._set_signature_columns_if_needed()  # or the column is dropped as unused before it is read
+    trainer._signature_columns = [*trainer._signature_columns, name]
 
 
 def take_directory(run_dir: Path, key: str, recipe: str) -> None:

@@ -52,7 +52,7 @@ def test_dpo_starts_at_the_sft_policy(sft, preferences, tmp_path, start):
     out = tmp_path / "dpo"
     run_recipe(
         "dpo", "--inputs.policy", sft, "--train_file", preferences, "--max_steps", "2", "--max_new_tokens", "4",
-        "--output_dir", out, "--adapter.start", start, *SMALL,
+        "--output_dir", out, "--adapter.start", start, "--train_sampling_strategy", "group_by_length", *SMALL,
     )  # fmt: skip
     found = lineage(out)
     gates = {g["name"]: g for g in found["gates"]}
@@ -76,7 +76,8 @@ def test_reward_model_reloads_to_its_scores(sft, preferences, tmp_path, start):
     out = tmp_path / "reward"
     run_recipe(
         "reward", "--inputs.policy", sft, "--train_file", preferences, "--validation_file", preferences,
-        "--max_steps", "2", "--output_dir", out, "--adapter.start", start, *SMALL,
+        "--max_steps", "2", "--output_dir", out, "--adapter.start", start,
+        "--train_sampling_strategy", "group_by_length", *SMALL,
     )  # fmt: skip
     found = lineage(out)
     assert found["task"] == "SEQ_CLS"
