@@ -162,7 +162,7 @@ def count_tokens(rows: Path) -> int:
     """Tokens of one epoch, padding not counted."""
     from transformers import AutoTokenizer
 
-    from posttrain.data import join, render
+    from posttrain.tokens import join, render
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     parsed = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]

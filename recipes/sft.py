@@ -17,8 +17,8 @@ def main() -> None:
 
     # Tokenizer, and all that can be checked before weights are read
     from posttrain import gates, policy
-    from posttrain.data import check_lengths
     from posttrain.models import check_base, load_tokenizer
+    from posttrain.tokens import check_lengths
 
     args = stage.trainer_args()
     base = check_base(policy.model_settings(stage), stage.policy)

@@ -128,3 +128,55 @@ def run_recipe(recipe: str, *args, expect: int | None = 0, env=None):
     if expect is not None:
         assert done.returncode == expect, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
+
+
+CHAIN_SETTINGS = """
+per_device_train_batch_size: 4
+learning_rate: 0.01
+gradient_checkpointing: false
+logging_steps: 1
+save_steps: 1
+max_steps: 4
+adapter: {r: 4, alpha: 8}
+gates: {stops: 0}
+"""
+
+
+@pytest.fixture
+def chain(tiny, tmp_path):
+    """SFT, then a reward model and DPO from it."""
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": f"{w[1:]} ->", "completion": f" {w}"} for w in WORDS])
+    write_jsonl(
+        tmp_path / "pairs.jsonl",
+        [{"prompt": f"{w[1:]} ->", "chosen": f" {w}", "rejected": f" {w[::-1]}"} for w in WORDS],
+    )
+    (tmp_path / "sft.yaml").write_text(
+        f"model_name_or_path: {tiny}\ntrain_file: {tmp_path}/train.jsonl\nmax_new_tokens: 4\n{CHAIN_SETTINGS}"
+    )
+    (tmp_path / "dpo.yaml").write_text(
+        f"train_file: {tmp_path}/pairs.jsonl\nbeta: 0.1\nmax_new_tokens: 4\n{CHAIN_SETTINGS}"
+    )
+    (tmp_path / "reward.yaml").write_text(f"train_file: {tmp_path}/pairs.jsonl\n{CHAIN_SETTINGS}")
+    (tmp_path / "chain.yaml").write_text(
+        f"""name: tiny
+output_dir: {tmp_path}/runs
+stages:
+  dpo:    {{recipe: dpo, config: dpo.yaml, inputs: {{policy: sft}}}}
+  sft:    {{recipe: sft, config: sft.yaml}}
+  reward: {{recipe: reward, config: reward.yaml, inputs: {{policy: sft}}}}
+launch: {{accelerate_config: cpu.yaml}}
+"""
+    )
+    return tmp_path / "chain.yaml"
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def actions(chain):
+    from posttrain.chain import plan, read_chain
+
+    return {p.stage.name: p.action for p in plan(read_chain(chain))}

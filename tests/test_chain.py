@@ -1,66 +1,15 @@
 """The graph decides what runs: skip what is complete, resume what was cut off, re-run what depends on a change."""
 
 import json
-import os
-import random
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from conftest import ROOT, WORDS, write_jsonl
+from conftest import ROOT, actions, edit
 from posttrain.chain import plan, read_chain, run
 from posttrain.errors import ArtifactError, ConfigError
-
-SMALL = """
-per_device_train_batch_size: 4
-learning_rate: 0.01
-gradient_checkpointing: false
-logging_steps: 1
-save_steps: 1
-max_steps: 4
-adapter: {r: 4, alpha: 8}
-gates: {stops: 0}
-"""
-
-
-@pytest.fixture
-def chain(tiny, tmp_path):
-    """SFT, then a reward model and DPO from it."""
-    write_jsonl(tmp_path / "train.jsonl", [{"prompt": f"{w[1:]} ->", "completion": f" {w}"} for w in WORDS])
-    write_jsonl(
-        tmp_path / "pairs.jsonl",
-        [{"prompt": f"{w[1:]} ->", "chosen": f" {w}", "rejected": f" {w[::-1]}"} for w in WORDS],
-    )
-    (tmp_path / "sft.yaml").write_text(
-        f"model_name_or_path: {tiny}\ntrain_file: {tmp_path}/train.jsonl\nmax_new_tokens: 4\n{SMALL}"
-    )
-    (tmp_path / "dpo.yaml").write_text(f"train_file: {tmp_path}/pairs.jsonl\nbeta: 0.1\nmax_new_tokens: 4\n{SMALL}")
-    (tmp_path / "reward.yaml").write_text(f"train_file: {tmp_path}/pairs.jsonl\n{SMALL}")
-    (tmp_path / "chain.yaml").write_text(
-        f"""name: tiny
-output_dir: {tmp_path}/runs
-stages:
-  dpo:    {{recipe: dpo, config: dpo.yaml, inputs: {{policy: sft}}}}
-  sft:    {{recipe: sft, config: sft.yaml}}
-  reward: {{recipe: reward, config: reward.yaml, inputs: {{policy: sft}}}}
-launch: {{accelerate_config: cpu.yaml}}
-"""
-    )
-    return tmp_path / "chain.yaml"
-
-
-def edit(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-def actions(chain):
-    return {p.stage.name: p.action for p in plan(read_chain(chain))}
 
 
 def tensors(chain, stage):
@@ -99,60 +48,6 @@ def test_a_chain_runs_is_skipped_and_reruns_what_changed(chain, capfd):
     config.write_text(config.read_text() + "\n")
     with pytest.raises(ArtifactError, match=r"adapter_config.json was altered"):
         plan(read_chain(chain))
-
-
-def test_kill_9_in_every_stage_and_the_same_command_again(chain, tmp_path):
-    """Launcher, accelerate and recipe are killed somewhere inside each stage; in the end the tensors are the same."""
-    (tmp_path / "sample.yaml").write_text(
-        f"train_file: {tmp_path}/train.jsonl\nverifier: 'regex:[a-m].*'\nnum_samples: 16\ntemperature: 2.0\n"
-        "max_new_tokens: 6\n"
-    )
-    stages = ("sft", "sample", "dpo", "reward")  # as the chain runs them
-    edit(chain, "stages:\n", "stages:\n  sample: {recipe: sample, config: sample.yaml, inputs: {policy: sft}}\n")
-    for name in ("reward", "dpo"):
-        edit(chain, f"{name}.yaml, inputs: {{policy: sft}}", f"{name}.yaml, inputs: {{policy: sft, data: sample}}")
-        edit(tmp_path / f"{name}.yaml", f"train_file: {tmp_path}/pairs.jsonl\n", "")
-    run(read_chain(chain))
-    seconds = {n: json.loads((tmp_path / "runs" / n / "lineage.json").read_text())["cost"]["wall_s"] for n in stages}
-
-    edit(chain, f"{tmp_path}/runs", f"{tmp_path}/cut")
-    moments = random.Random(0)
-    for name in stages:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "posttrain.cli", "run", str(chain)], stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        wait_for((tmp_path / "cut" / name / "stage.json").is_file)
-        time.sleep(seconds[name] * moments.uniform(0.2, 0.8))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        wait_for(lambda: not running(tmp_path / "cut"))
-        assert not (tmp_path / "cut" / name / "lineage.json").exists()
-        assert actions(chain)[name] != "skip"
-    run(read_chain(chain))
-    for name in ("sft", "reward", "dpo"):
-        whole, cut = (tmp_path / folder / name / "adapter" / "adapter_model.safetensors" for folder in ("runs", "cut"))
-        assert whole.read_bytes() == cut.read_bytes(), name
-
-
-def wait_for(condition, limit_s=120):
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def running(folder):
-    """Processes whose command line names `folder`."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                if str(folder).encode() in file.read():
-                    found.append(pid)
-        except OSError:
-            continue
-    return found
 
 
 def test_dry_run_touches_nothing(chain, capsys):

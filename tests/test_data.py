@@ -1,12 +1,11 @@
 """Every accepted format arrives in TRL's columns; every broken row is named by file, row and field."""
 
-import gzip
 import json
 
 import pytest
 
 from posttrain.config import DataSettings
-from posttrain.data import FORMATS, check_lengths, fingerprint, load_rows
+from posttrain.data import FORMATS, fingerprint, load_rows
 from posttrain.errors import DataError
 
 USER = {"role": "user", "content": "hi"}
@@ -61,22 +60,6 @@ def test_the_formats_are_all_covered():
 def test_implicit_prompt(tmp_path):
     row = {"chosen": [USER, ASSISTANT], "rejected": [USER, {"role": "assistant", "content": "no"}]}
     assert load(write(tmp_path / "a.jsonl", [row]), "reward").format == "preference"
-
-
-def test_every_file_type_gives_the_same_rows(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [{"prompt": "a ->", "completion": " b, c"}, {"prompt": "d ->", "completion": ' "e"'}]
-    write(tmp_path / "a.jsonl", rows)
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    (tmp_path / "a.csv").write_text('prompt,completion\na ->," b, c"\nd ->," ""e"""\n')
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    found = {p.name: load(str(p)).rows for p in tmp_path.iterdir()}
-    assert len(found) == 5
-    assert all(value == rows for value in found.values()), found
-    assert len(load(str(tmp_path))) == 10
 
 
 @pytest.mark.parametrize(
@@ -158,13 +141,3 @@ def test_a_mixture_has_the_shares_of_its_weights(tmp_path):
 def test_fingerprint_sees_order_and_content():
     a, b = {"text": "a"}, {"text": "b"}
     assert len({fingerprint(r) for r in ([a, b], [b, a], [a], [a, a])}) == 4
-
-
-def test_a_run_without_a_token_to_learn_is_refused(tmp_path, tiny):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    rows = load(write(tmp_path / "a.jsonl", [{"prompt": "receive " * 20, "completion": "b"}]))
-    with pytest.raises(DataError, match=r"100% of the 1 rows are longer than max_length=8"):
-        check_lengths(rows, tokenizer, max_length=8)
-    assert check_lengths(rows, tokenizer, max_length=128).too_long == 0

@@ -1,12 +1,11 @@
 """What a stage keeps, refuses and counts."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from posttrain.errors import ArtifactError, LaunchError
-from posttrain.stage import count_tokens, know_lengths, last_whole_checkpoint, lock, metrics_writer, take_directory
+from posttrain.stage import count_tokens, last_whole_checkpoint, lock, metrics_writer, pair_lengths, take_directory
 
 
 def checkpoint(folder, step, *, state=True, weights=b""):
@@ -77,12 +76,6 @@ def test_tokens_are_those_of_the_sequences():
 def test_a_pair_is_as_long_as_its_longer_side():
     from datasets import Dataset
 
-    trainer = SimpleNamespace(
-        train_dataset=Dataset.from_dict({"prompt_ids": [[1, 2]], "chosen_ids": [[4]], "rejected_ids": [[5, 6, 7]]}),
-        args=SimpleNamespace(length_column_name="length"),
-        _signature_columns=["prompt_ids"],
-        _set_signature_columns_if_needed=lambda: None,
-    )
-    know_lengths(trainer)
-    assert trainer.train_dataset["length"][:] == [5]
-    assert "length" in trainer._signature_columns
+    sides = {"chosen_ids": [[4], [4, 5]], "rejected_ids": [[5, 6, 7], [5]]}
+    assert pair_lengths(Dataset.from_dict({"prompt_ids": [[1, 2], [1]], **sides})) == [5, 3]
+    assert pair_lengths(Dataset.from_dict(sides)) == [3, 2]

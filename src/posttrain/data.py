@@ -1,33 +1,30 @@
-"""Rows: read, recognise the format, bring to TRL's columns, check each one, fingerprint.
+"""Rows: recognise the format, bring to TRL's columns, check each one, fingerprint.
 
-    file, folder or hub id -> read_rows -> recognise -> normalise -> check -> Rows -> (with a tokenizer) check_lengths
+    files.read_rows, or a hub id -> recognise -> normalise -> check -> Rows -> (with a tokenizer) tokens.check_lengths
 
-Everything up to `check_lengths` is plain Python, so that a broken row 37 is reported before a model is loaded. An error
-names file, row and field; the first 20 are shown and the rest counted.
+All of it is plain Python, so that a broken row 37 is reported before a model is loaded. An error names file, row and
+field; the first 20 are shown and the rest counted.
 
 Left out: streaming (a row cannot be checked before it is seen) and images.
 """
 
-import csv
-import gzip
 import hashlib
-import io
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import DataSettings
 from .errors import DataError
+from .files import BrokenRow, list_files, parse_sources, read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Row = dict[str, Any]
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".parquet")
 MAX_SHOWN = 20
 
 # The columns that make a format, most specific first: a preference row also has a prompt.
@@ -123,24 +120,6 @@ def fingerprint(rows: Sequence[Row]) -> str:
 # Sources
 
 
-def parse_sources(source: Any, key: str) -> list[tuple[Path, float]]:
-    entries = source if isinstance(source, list) else [source]
-    parts: list[tuple[Path, float]] = []
-    for entry in entries:
-        if isinstance(entry, str) and entry:
-            parts.append((Path(entry), 1.0))
-        elif isinstance(entry, Mapping) and set(entry) <= {"path", "weight"} and isinstance(entry.get("path"), str):
-            weight = entry.get("weight", 1.0)
-            if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not weight > 0:
-                raise DataError(f"{key}: weight of {entry['path']} must be greater than 0, got {weight!r}")
-            parts.append((Path(entry["path"]), float(weight)))
-        else:
-            raise DataError(f"{key}: expected a path or a list of {{path, weight}}, got {entry!r}")
-    if not parts:
-        raise DataError(f"{key}: the list of files is empty")
-    return parts
-
-
 def _mix(parts: Sequence[Rows], weights: Sequence[float], seed: int) -> Rows:
     """Draw without replacement in the shares of `weights`, until the first source that would be exceeded runs dry."""
     total = min(len(p) / (w / sum(weights)) for p, w in zip(parts, weights, strict=True))
@@ -162,90 +141,6 @@ def _load_one(path: Path, recipe: str, settings: DataSettings, key: str) -> Rows
     if not numbered:
         raise DataError(f"{key}: {path} has no rows")
     return _check_all(numbered, str(path), recipe, settings)
-
-
-def list_files(path: Path, key: str) -> list[Path]:
-    if not path.exists():
-        raise DataError(f"{key}: {path} does not exist (looked in {Path.cwd()}); for a hub dataset use dataset_name")
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES))
-        if not files:
-            raise DataError(f"{key}: {path} has no file that ends in {', '.join(SUFFIXES)}")
-        return files
-    if not path.name.endswith(SUFFIXES):
-        raise DataError(f"{key}: {path}: unknown file type; accepted: {', '.join(SUFFIXES)}")
-    return [path]
-
-
-class BrokenRow(str):
-    """In place of a row that could not be read; the text says why."""
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (row number from 1, row) of one file. A row that cannot be read is a `BrokenRow`. Raises DataError."""
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty")
-    try:
-        if path.suffix == ".parquet":
-            yield from _read_parquet(path)
-            return
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, row {line}: not UTF-8; convert it with `iconv -f OLD -t UTF-8`") from error
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{path}: damaged gzip file: {error}") from error
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".csv"):
-        yield from _read_csv(path, text)
-    elif name.endswith(".jsonl"):
-        yield from _read_jsonl(text)
-    else:
-        yield from _read_json(path, text)
-
-
-def _read_jsonl(text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, BrokenRow(f"broken JSON at column {error.colno}: {error.msg}")
-
-
-def _read_json(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: broken JSON at column {error.colno}: {error.msg}") from error
-    if isinstance(document, dict) and len(document) == 1:
-        document = next(iter(document.values()))
-    if not isinstance(document, list):
-        raise DataError(f"{path}: expected a list of rows, got {type(document).__name__}")
-    yield from enumerate(document, 1)
-
-
-def _read_csv(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    if not reader.fieldnames:
-        raise DataError(f"{path}: the first line must name the columns")
-    for number, row in enumerate(reader, 1):
-        if None in row or None in row.values():
-            yield number, BrokenRow(f"has not the {len(reader.fieldnames)} cells that the first line names")
-        else:
-            yield number, row
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from error
-    yield from enumerate(table.to_pylist(), 1)
 
 
 # Formats
@@ -440,69 +335,3 @@ def _conversation(messages: Any, name: str, *, ends: str, opened: bool = False) 
     if checked[-1]["role"] not in (ends, "tool"):
         raise DataError(f"{name}: must end with a turn of {ends!r}, ends with {checked[-1]['role']!r}")
     return checked
-
-
-# Lengths, once there is a tokenizer
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """What tokenising the rows showed."""
-
-    longest_tokens: int
-    mean_tokens: float
-    too_long: int
-    total: int
-
-
-def check_lengths(rows: Rows, tokenizer: Any, *, max_length: int | None, key: str = "train_file") -> Lengths:
-    """Count tokens and refuse rows that leave nothing to learn from. Raises DataError.
-
-    TRL cuts a row at `max_length` (SFT) or drops it (reward, DPO). A run in which no row keeps a completion token
-    would train on nothing and call it a success, so it is refused here, with the share.
-    """
-    limit = max_length or 2**31
-    counts, lost = [], 0
-    for row in rows.rows:
-        prompt, total = token_counts(row, tokenizer)
-        counts.append(total)
-        lost += (
-            (prompt >= limit) if rows.format == "prompt_completion" else (total > limit and rows.format == "preference")
-        )
-    too_long = sum(c > limit for c in counts)
-    if lost == len(counts):
-        raise DataError(
-            f"{key}: 100% of the {len(counts)} rows are longer than max_length={max_length} tokens, so that nothing is "
-            f"left to learn (the shortest has {min(counts)}, the longest {max(counts)}); raise max_length"
-        )
-    return Lengths(max(counts), sum(counts) / len(counts), too_long, len(counts))
-
-
-def token_counts(row: Row, tokenizer: Any) -> tuple[int, int]:
-    """(tokens before the completion, tokens in all) of one row; of a preference row, its longer side."""
-    if "text" in row:
-        return 0, len(tokenizer(row["text"])["input_ids"]) + 1
-    if "messages" in row:
-        return 0, len(render(row["messages"], tokenizer))
-    prompt = row.get("prompt")
-    before = 0 if prompt is None else len(render(prompt, tokenizer, add_generation_prompt=True))
-    sides = [row[name] for name in ("completion", "chosen", "rejected") if name in row]
-    if prompt is None:
-        return before, max(len(render(side, tokenizer)) for side in sides)
-    return before, max((len(render(join(prompt, side), tokenizer, eos=True)) for side in sides), default=before)
-
-
-def join(prompt: Any, completion: Any) -> Any:
-    """Prompt and completion as one text or one conversation."""
-    return prompt + completion
-
-
-def render(turns: Any, tokenizer: Any, *, add_generation_prompt: bool = False, eos: bool = False) -> list[int]:
-    """Token ids of a text or a conversation, exactly as TRL's trainers make them."""
-    if isinstance(turns, str):
-        ids: list[int] = tokenizer(turns)["input_ids"]
-        return [*ids, tokenizer.eos_token_id] if eos else ids
-    rendered = tokenizer.apply_chat_template(
-        turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
-    )
-    return list(rendered["input_ids"])

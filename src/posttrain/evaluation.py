@@ -70,14 +70,14 @@ def generate(
 ) -> list[list[Completion]]:
     """One completion of each prompt for each of `temperatures` (0 is greedy), in the prompts' order.
 
-    Prompts are rendered as in training (`data.render`), sorted by length and padded on the left; a model's own
-    generation settings (a repetition penalty, say) are left aside. Each batch is seeded by its own first row, so that a
+    Prompts are rendered as in training (`tokens.render`), sorted by length and padded on the left; a model's own
+    repetition penalty and n-gram ban are switched off. Each batch is seeded by its own first row, so that a
     run resumed at a batch draws what an uninterrupted one does.
     """
     import torch
     from transformers import GenerationConfig
 
-    from .data import render
+    from .tokens import render
 
     ids = [render(p, tokenizer, add_generation_prompt=not isinstance(p, str)) for p in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))

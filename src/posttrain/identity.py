@@ -10,7 +10,7 @@ from typing import Any
 
 from .artifacts import fingerprint_base, sha256_file, versions
 from .config import StageConfig, digest
-from .data import list_files, parse_sources
+from .files import list_files, parse_sources
 
 FILE_KEYS = ("train_file", "validation_file", "test_file")
 _KEYED_VERSIONS = ("posttrain", "torch", "transformers", "trl", "peft")

@@ -5,12 +5,13 @@ from typing import Any
 from . import gates
 from .adapters import fold_for_generation, start_model
 from .config import EvaluationSettings, ModelSettings
-from .data import Lengths, Rows, render
+from .data import Rows
 from .evaluation import exact_match, generate
 from .gates import Gate
 from .lm_head import use_dense_lm_head
 from .models import check_tokenizer, describe_base
 from .stage import Stage, say
+from .tokens import Lengths, render
 
 PROBE_TOKENS = 48
 STOPS_FLOOR = 0.5  # of completions that end by EOS, when gates.stops does not say

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import gates
-from .data import Row, Rows, render
+from .data import Row, Rows
 from .errors import ConfigError
 from .models import describe_base
 from .policy import model_settings
 from .stage import Stage, say
+from .tokens import render
 
 PROBE_PAIRS = 8
 

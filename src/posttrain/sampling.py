@@ -10,12 +10,13 @@ from typing import Any
 from .adapters import fold_for_generation, load_policy
 from .artifacts import verify, write_atomically
 from .config import DataSettings, EvaluationSettings, ModelSettings, SampleSettings
-from .data import Row, Rows, load_rows, render
+from .data import Row, Rows, load_rows
 from .errors import ConfigError, DataError, GateError
 from .evaluation import Completion, exact_match, generate
 from .gates import same_outputs
 from .models import check_base, check_tokenizer, load_base, load_tokenizer
 from .stage import Stage, say
+from .tokens import render
 from .verifiers import find_verifier
 
 Judge = Callable[[Any, Sequence[Row], Sequence[Sequence[Completion]]], list[list[float]]]

@@ -257,21 +257,23 @@ def count_tokens(dataset: Any) -> int:
     return sum(lengths.values()) + (lengths.get("prompt_ids", 0) if "chosen_ids" in lengths else 0)
 
 
+def pair_lengths(dataset: Any) -> list[int]:
+    """Tokens of the longer side of each tokenised preference row, its prompt included."""
+    prompts = dataset["prompt_ids"] if "prompt_ids" in dataset.column_names else [[]] * len(dataset)
+    rows = zip(prompts, dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+    return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in rows]
+
+
 def know_lengths(trainer: Any) -> None:
     """Give preference rows the column that `train_sampling_strategy: group_by_length` sorts by.
 
-    transformers infers lengths from `input_ids` only, and TRL's pairs have none: a row is as long as its longer side.
+    transformers infers lengths from `input_ids` only, and TRL's pairs have none.
     """
     dataset = trainer.train_dataset
     if "chosen_ids" not in dataset.column_names:
         return
-    sides = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
-    prompts = (
-        [len(ids) for ids in dataset["prompt_ids"]] if "prompt_ids" in dataset.column_names else [0] * len(dataset)
-    )
-    lengths = [prompt + max(map(len, pair)) for prompt, pair in zip(prompts, sides, strict=True)]
     name = trainer.args.length_column_name
-    trainer.train_dataset = dataset.add_column(name, lengths)
+    trainer.train_dataset = dataset.add_column(name, pair_lengths(dataset))
     trainer._set_signature_columns_if_needed()  # or the column is dropped as unused before it is read
     trainer._signature_columns = [*trainer._signature_columns, name]
 

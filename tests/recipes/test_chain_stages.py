@@ -152,6 +152,17 @@ def test_an_adapter_of_another_base(sft, preferences, tmp_path):
     )  # fmt: skip
 
 
+def test_a_changed_chat_template(sft, tiny, preferences, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny, model)
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|>!"))
+    refused(
+        "dpo", "--model_name_or_path", model, "--inputs.policy", sft, "--train_file", preferences,
+        message="was trained with another chat template", out=tmp_path / "o",
+    )  # fmt: skip
+
+
 def test_an_altered_adapter(sft, preferences, tmp_path):
     copy = tmp_path / "sft"
     shutil.copytree(sft, copy)

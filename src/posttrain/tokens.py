@@ -1,0 +1,70 @@
+"""Rows as token ids, exactly as TRL's trainers make them, and what their lengths allow."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from .data import Row, Rows
+from .errors import DataError
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What tokenising the rows showed."""
+
+    longest_tokens: int
+    mean_tokens: float
+    too_long: int
+    total: int
+
+
+def check_lengths(rows: Rows, tokenizer: Any, *, max_length: int | None, key: str = "train_file") -> Lengths:
+    """Count tokens and refuse rows that leave nothing to learn from. Raises DataError.
+
+    TRL cuts a row at `max_length` (SFT) or drops it (reward, DPO). A run in which no row keeps a completion token
+    would train on nothing and call it a success, so it is refused here, with the share.
+    """
+    limit = max_length or 2**31
+    counts, lost = [], 0
+    for row in rows.rows:
+        prompt, total = token_counts(row, tokenizer)
+        counts.append(total)
+        lost += (
+            (prompt >= limit) if rows.format == "prompt_completion" else (total > limit and rows.format == "preference")
+        )
+    too_long = sum(c > limit for c in counts)
+    if lost == len(counts):
+        raise DataError(
+            f"{key}: 100% of the {len(counts)} rows are longer than max_length={max_length} tokens, so that nothing is "
+            f"left to learn (the shortest has {min(counts)}, the longest {max(counts)}); raise max_length"
+        )
+    return Lengths(max(counts), sum(counts) / len(counts), too_long, len(counts))
+
+
+def token_counts(row: Row, tokenizer: Any) -> tuple[int, int]:
+    """(tokens before the completion, tokens in all) of one row; of a preference row, its longer side."""
+    if "text" in row:
+        return 0, len(tokenizer(row["text"])["input_ids"]) + 1
+    if "messages" in row:
+        return 0, len(render(row["messages"], tokenizer))
+    prompt = row.get("prompt")
+    before = 0 if prompt is None else len(render(prompt, tokenizer, add_generation_prompt=True))
+    sides = [row[name] for name in ("completion", "chosen", "rejected") if name in row]
+    if prompt is None:
+        return before, max(len(render(side, tokenizer)) for side in sides)
+    return before, max((len(render(join(prompt, side), tokenizer, eos=True)) for side in sides), default=before)
+
+
+def join(prompt: Any, completion: Any) -> Any:
+    """Prompt and completion as one text or one conversation."""
+    return prompt + completion
+
+
+def render(turns: Any, tokenizer: Any, *, add_generation_prompt: bool = False, eos: bool = False) -> list[int]:
+    """Token ids of a text or a conversation, exactly as TRL's trainers make them."""
+    if isinstance(turns, str):
+        ids: list[int] = tokenizer(turns)["input_ids"]
+        return [*ids, tokenizer.eos_token_id] if eos else ids
+    rendered = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+    )
+    return list(rendered["input_ids"])

@@ -1,0 +1,66 @@
+"""A chain that is killed and started again ends where an undisturbed one does."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import actions, edit
+from posttrain.chain import read_chain, run
+
+
+def test_kill_9_in_every_stage_and_the_same_command_again(chain, tmp_path):
+    """Launcher, accelerate and recipe are killed somewhere inside each stage; in the end the tensors are the same."""
+    (tmp_path / "sample.yaml").write_text(
+        f"train_file: {tmp_path}/train.jsonl\nverifier: 'regex:[a-m].*'\nnum_samples: 16\ntemperature: 2.0\n"
+        "max_new_tokens: 6\n"
+    )
+    stages = ("sft", "sample", "dpo", "reward")  # as the chain runs them
+    edit(chain, "stages:\n", "stages:\n  sample: {recipe: sample, config: sample.yaml, inputs: {policy: sft}}\n")
+    for name in ("reward", "dpo"):
+        edit(chain, f"{name}.yaml, inputs: {{policy: sft}}", f"{name}.yaml, inputs: {{policy: sft, data: sample}}")
+        edit(tmp_path / f"{name}.yaml", f"train_file: {tmp_path}/pairs.jsonl\n", "")
+    run(read_chain(chain))
+    seconds = {n: json.loads((tmp_path / "runs" / n / "lineage.json").read_text())["cost"]["wall_s"] for n in stages}
+
+    edit(chain, f"{tmp_path}/runs", f"{tmp_path}/cut")
+    moments = random.Random(0)
+    for name in stages:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "posttrain.cli", "run", str(chain)], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_for((tmp_path / "cut" / name / "stage.json").is_file)
+        time.sleep(seconds[name] * moments.uniform(0.2, 0.8))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not running(tmp_path / "cut"))
+        assert not (tmp_path / "cut" / name / "lineage.json").exists()
+        assert actions(chain)[name] != "skip"
+    run(read_chain(chain))
+    for name in ("sft", "reward", "dpo"):
+        whole, cut = (tmp_path / folder / name / "adapter" / "adapter_model.safetensors" for folder in ("runs", "cut"))
+        assert whole.read_bytes() == cut.read_bytes(), name
+
+
+def wait_for(condition, limit_s=120):
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def running(folder):
+    """Processes whose command line names `folder`."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if str(folder).encode() in file.read():
+                    found.append(pid)
+        except OSError:
+            continue
+    return found
