@@ -29,7 +29,7 @@ demo: $(CORE)
 	@$(BIN)/posttrain demo
 
 test: setup
-	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadscope --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 # On the demo's real model: minutes, and its cache.
 test-slow: setup
