@@ -90,3 +90,17 @@ def test_a_typo_in_a_stage_is_reported_by_the_command(chain):
     assert done.returncode == 2
     assert "dpo.yaml: unknown key 'betta'; did you mean 'beta'?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_failed_gate_stops_the_chain_and_keeps_everything(chain):
+    edit(chain.parent / "sft.yaml", "gates: {stops: 0}", "gates: {stops: 1}")
+    edit(chain.parent / "sft.yaml", "max_new_tokens: 4", "max_new_tokens: 1")
+    command = [sys.executable, "-m", "posttrain.cli", "run", str(chain)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "stops: 0, must be at least 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    runs = chain.parent / "runs"
+    assert (runs / "sft" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (runs / "sft" / "lineage.json").exists()
+    assert not (runs / "dpo").exists()

@@ -1,8 +1,21 @@
 """Intervals against known values; generation against transformers, one prompt at a time."""
 
+import math
+
 import pytest
 
-from posttrain.evaluation import exact_match, generate, mean_interval, wilson
+from posttrain.evaluation import (
+    Answer,
+    answer,
+    change,
+    comparable,
+    exact_match,
+    generate,
+    mean_interval,
+    read_answers,
+    wilson,
+    write_answers,
+)
 
 
 def test_wilson_is_the_published_interval():
@@ -67,9 +80,50 @@ def test_exact_match_counts_what_is_right(model):
         {"prompt": prompts[0], "completion": texts[0]},
         {"prompt": prompts[1], "completion": "certainly not"},
     ]
-    found = exact_match(net, tokenizer, rows, max_new_tokens=4, batch_size=2, num_samples=0, seed=0)
-    assert found["greedy_exact"] == 0.5
-    assert found["rows"] == 2
+    answers = answer(net, tokenizer, rows, max_new_tokens=4, batch_size=2, num_samples=0, seed=0)
+    assert [a.greedy for a in answers] == texts
+    found = exact_match(answers)
+    assert (found["greedy_exact"], found["rows"]) == (0.5, 2)
+    assert "sampled_exact" not in found
+
+
+def answers_of(*scores, samples=2):
+    """Answers that are right as often as `scores` say: 1, 0, or right in some of the samples."""
+    return [
+        Answer(f"p{i}", "a", "a" if greedy else "b", True, ["a"] * right + ["b"] * (samples - right))
+        for i, (greedy, right) in enumerate(scores)
+    ]
+
+
+def test_a_change_is_the_paired_one():
+    """Greedy against the interval from discordant counts (Agresti, 2013, 11.1.1); sampled against a bootstrap."""
+    import numpy as np
+
+    # Half of the rows are easy and half are hard: the two intervals overlap, yet one row in twenty got better.
+    before = answers_of(*[(i % 2, 2 * (i % 2)) for i in range(400)])
+    after = answers_of(*[(i % 2 or i % 20 == 0, 2 * (i % 2) + (i % 20 == 0)) for i in range(400)])
+    assert exact_match(before)["greedy_exact_high"] > exact_match(after)["greedy_exact_low"]
+    found = change(before, after)
+    half = 1.959964 * math.sqrt(20 - 20**2 / 400) / 400  # 20 rows turned right, none wrong
+    assert found["greedy_exact"] == pytest.approx(0.05)
+    assert found["greedy_exact_low"] == pytest.approx(0.05 - half, rel=2e-3)
+    assert found["greedy_exact_high"] == pytest.approx(0.05 + half, rel=2e-3)
+    differences = np.array([b.sampled_score - a.sampled_score for a, b in zip(before, after, strict=True)])
+    means = np.random.default_rng(0).choice(differences, (20_000, 400)).mean(1)
+    assert found["sampled_exact"] == pytest.approx(0.025)
+    assert found["sampled_exact_high"] - found["sampled_exact_low"] == pytest.approx(2 * 1.96 * means.std(), rel=0.03)
+    worse = change(after, before)
+    assert worse["sampled_exact_low"] == pytest.approx(-found["sampled_exact_high"])
+
+
+def test_answers_compare_on_the_same_rows_only(tmp_path):
+    answers = answers_of((1, 2), (0, 1))
+    write_answers(tmp_path / "a.jsonl", answers)
+    assert read_answers(tmp_path / "a.jsonl") == answers
+    assert comparable(answers, answers_of((0, 0), (0, 0)))
+    assert not comparable(answers, answers[:1])
+    assert not comparable(answers, answers[::-1])
+    assert not comparable(answers, answers_of((1, 1), (0, 0), samples=1))
 
 
 def test_samples_share_their_prompts_work_and_nothing_else(model):

@@ -4,7 +4,8 @@
       config.yaml      the effective configuration
       metrics.jsonl    one object a log
       checkpoints/     to resume from, removed when the stage is complete
-      adapter/ | model/ | data/    the result
+      adapter/ | model/ | data/ | evaluation/    the result
+      answers/         what the policy answered to the test rows, before the stage and after it
       lineage.json     written last, atomically: its presence means that the stage is complete
 
 The loader verifies files, parents and base before weights are read. Nobody guesses "the latest checkpoint".
@@ -24,6 +25,7 @@ from typing import Any
 from .errors import ArtifactError
 
 LINEAGE = "lineage.json"
+ANSWERS = "answers"
 VERSIONED = ("posttrain", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -124,10 +126,9 @@ def parent_record(run_dir: Path, parent_dir: Path) -> dict[str, str]:
 
 
 def write_lineage(run_dir: Path, lineage: Lineage, result: str) -> None:
-    """Hash the files under `run_dir/result`, then write `lineage.json` atomically: the stage is complete."""
-    lineage.files = {
-        str(p.relative_to(run_dir)): sha256_file(p) for p in sorted((run_dir / result).rglob("*")) if p.is_file()
-    }
+    """Hash the result and the answers, then write `lineage.json` atomically: the stage is complete."""
+    files = [p for folder in (result, ANSWERS) for p in sorted((run_dir / folder).rglob("*")) if p.is_file()]
+    lineage.files = {str(p.relative_to(run_dir)): sha256_file(p) for p in files}
     write_atomically(run_dir / LINEAGE, json.dumps(asdict(lineage), indent=2, ensure_ascii=False, default=str) + "\n")
 
 

@@ -27,6 +27,7 @@ from typing import Any
 from .artifacts import Lineage, is_complete, read_lineage, verify, write_atomically
 from .config import RECIPES, StageConfig, build, read_yaml
 from .errors import EXIT_USER_ERROR, ArtifactError, ConfigError, LaunchError
+from .evaluation import in_percent
 from .identity import stage_key
 from .launch import accelerate_config, build_command, die_with_parent, environment
 
@@ -297,7 +298,7 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str) -> None:
     if code == 0:
         return
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    named = [line for line in tail if line.split(":")[0].endswith("Error")]
+    named = [line for line in tail if line.split(":")[0].endswith("Error") and not line.startswith(_LAUNCHERS_OWN)]
     shown = "\n".join(tail[tail.index(named[-1]) :][:25]) if named else "\n".join(tail[-15:])
     if code == EXIT_USER_ERROR or (named and named[-1].split(":")[0] in _OUR_ERRORS):
         raise LaunchError(f"stage {stage.name} stopped:\n{_without_launcher(shown)}")
@@ -308,6 +309,7 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str) -> None:
     )
 
 
+_LAUNCHERS_OWN = "subprocess.CalledProcessError"
 _OUR_ERRORS = {"ConfigError", "DataError", "ArtifactError", "LaunchError", "GateError"}
 
 
@@ -317,12 +319,12 @@ def _without_launcher(text: str) -> str:
 
 
 def closing_table(chain: Chain) -> str:
-    """Stage, metric before and after, time, peak memory, trained parameters, artifact."""
+    """Stage, metric before and after and its change, time, peak memory, trained parameters, artifact."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{chain.name}", title_justify="left")
-    for column in ("stage", "metric", "before", "after", "time", "peak memory", "trained", "artifact"):
+    table = Table(title=f"{chain.name}, in {chain.output_dir}", title_justify="left")
+    for column in ("stage", "metric", "before", "after", "change", "time", "memory", "trained", "artifact"):
         table.add_column(column, justify="left" if column in ("stage", "metric", "artifact") else "right")
     for stage in chain.stages:
         run_dir = chain.run_dir(stage.name)
@@ -330,40 +332,32 @@ def closing_table(chain: Chain) -> str:
             table.add_row(stage.name, "not complete")
             continue
         lineage = read_lineage(run_dir)
-        rows = _metric_rows(lineage)
         cost = lineage.cost
-        trained = f"{cost['trained_parameters']:,}" if "trained_parameters" in cost else ""
-        for i, (metric, before, after) in enumerate(rows):
-            first = i == 0
-            table.add_row(
-                stage.name if first else "",
-                metric,
-                before,
-                after,
-                f"{cost['wall_s']:.0f} s" if first else "",
-                f"{cost['peak_rss_bytes'] / 2**30:.2f} GiB" if first else "",
-                trained if first else "",
-                str(run_dir / lineage.kind) if first else "",
-            )
-    console = Console(width=150, record=True, file=open(os.devnull, "w"))  # noqa: SIM115  rich wants an open file
+        name, *costs = (
+            stage.name,
+            f"{cost['wall_s']:.0f} s",
+            f"{cost['peak_rss_bytes'] / 2**30:.2f} GiB",
+            f"{cost['trained_parameters']:,}" if "trained_parameters" in cost else "",
+            f"{stage.name}/{lineage.kind}",
+        )
+        for metric in _metric_rows(lineage):
+            table.add_row(name, *metric, *costs)
+            name, costs = "", []
+    console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115  rich wants an open file
     console.print(table)
     return console.export_text()
 
 
-def _metric_rows(lineage: Lineage) -> list[tuple[str, str, str]]:
+def _metric_rows(lineage: Lineage) -> list[tuple[str, str, str, str]]:
+    """(metric, before, after, change), each with its interval where it has one."""
     m = lineage.metrics
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str, str, str]] = []
     for name in ("greedy", "sampled"):
-        if "after" in m and f"{name}_exact" in m["after"]:
-            before = _share(m["before"], name) if "before" in m else ""
-            rows.append((f"exact match, {name}", before, _share(m["after"], name)))
+        if f"{name}_exact" in m.get("after", {}):
+            before, after = (in_percent(m.get(when, {}), f"{name}_exact") for when in ("before", "after"))
+            rows.append((f"exact match, {name}", before, after, in_percent(m.get("change", {}), f"{name}_exact", "+")))
     if "held_out_accuracy" in m:
-        rows.append((f"accuracy, {m['held_out_pairs']} held-out pairs", "", f"{m['held_out_accuracy']:.1%}"))
+        rows.append((f"accuracy, {m['held_out_pairs']} held-out pairs", "", f"{m['held_out_accuracy']:.1%}", ""))
     if lineage.kind == "data":
-        rows.append((f"pairs from {m['prompts']} prompts", "", str(m["pairs"])))
-    return rows or [("", "", "")]
-
-
-def _share(metrics: Mapping[str, Any], name: str) -> str:
-    low, high = metrics[f"{name}_exact_low"], metrics[f"{name}_exact_high"]
-    return f"{metrics[f'{name}_exact']:.1%} [{low:.1%}, {high:.1%}]"
+        rows.append((f"pairs from {m['prompts']} prompts", "", str(m["pairs"]), ""))
+    return rows or [("", "", "", "")]

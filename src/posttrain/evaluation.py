@@ -1,31 +1,33 @@
 """Exact match of a policy on held-out rows: greedy, and as the mean over samples at temperature 1.
 
-Intervals are 95%: Wilson for the greedy share, a normal interval over the rows' means for the sampled one. Draws are
-seeded by batch, so that the same policy and seed give the same numbers.
+Intervals are 95%: Wilson for the greedy share, a normal interval over the rows' means for the sampled one, and for a
+change the same over the rows' differences. Draws are seeded by batch, so that the same policy and seed give the same
+numbers, and two policies are drawn from with the same random numbers.
 """
 
+import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from .artifacts import write_atomically
 
 Z95 = 1.959964
 
 
 @dataclass(frozen=True)
 class Share:
-    """A mean between 0 and 1 with its 95% interval over `count` rows."""
+    """A mean with its 95% interval over `count` rows: a share, or the difference of two."""
 
     mean: float
     low: float
     high: float
     count: int
 
-    def __str__(self) -> str:
-        return f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}]"
 
-
-def wilson(successes: int, count: int) -> Share:
+def wilson(successes: float, count: int) -> Share:
     """Wilson's score interval of a binomial share (Wilson, 1927)."""
     p, z2 = successes / count, Z95**2
     centre = (p + z2 / (2 * count)) / (1 + z2 / count)
@@ -33,13 +35,13 @@ def wilson(successes: int, count: int) -> Share:
     return Share(p, max(0.0, centre - half), min(1.0, centre + half), count)
 
 
-def mean_interval(values: Sequence[float]) -> Share:
-    """The mean of per-row scores in [0, 1], with a normal interval over the rows."""
+def mean_interval(values: Sequence[float], *, lowest: float = 0.0) -> Share:
+    """The mean of per-row scores in [`lowest`, 1], with a normal interval over the rows."""
     count = len(values)
     mean = sum(values) / count
     variance = sum((v - mean) ** 2 for v in values) / max(1, count - 1)
     half = Z95 * math.sqrt(variance / count)
-    return Share(mean, max(0.0, mean - half), min(1.0, mean + half), count)
+    return Share(mean, max(lowest, mean - half), min(1.0, mean + half), count)
 
 
 @dataclass(frozen=True)
@@ -187,27 +189,84 @@ def is_exact(completion: str, expected: Any) -> bool:
     return completion.strip() == text_of(expected).strip()
 
 
-def exact_match(
+@dataclass(frozen=True)
+class Answer:
+    """What a policy answered to one test row: greedily, and in each sample."""
+
+    prompt: Any
+    expected: Any
+    greedy: str
+    stopped: bool  # the greedy completion ended by EOS
+    sampled: list[str]
+
+    @property
+    def greedy_score(self) -> float:
+        return float(is_exact(self.greedy, self.expected))
+
+    @property
+    def sampled_score(self) -> float:
+        return sum(is_exact(text, self.expected) for text in self.sampled) / len(self.sampled)
+
+
+def answer(
     model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], *, max_new_tokens: int, batch_size: int,
     num_samples: int, seed: int, progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Greedy and sampled exact match of prompt-completion `rows`, with the share of greedy completions that stop."""
+) -> list[Answer]:  # fmt: skip
+    """A greedy completion and `num_samples` at temperature 1 for each of the prompt-completion `rows`."""
     completions = generate(
         model, tokenizer, [row["prompt"] for row in rows], temperatures=[0.0] + [1.0] * num_samples,
         max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, progress=progress,
     )  # fmt: skip
-    right = [[is_exact(c.text, row["completion"]) for c in cs] for cs, row in zip(completions, rows, strict=True)]
-    metrics = _flatten("greedy", wilson(sum(r[0] for r in right), len(right)))
-    metrics["stops"] = sum(cs[0].stopped for cs in completions) / len(completions)
-    if num_samples:
-        metrics |= _flatten("sampled", mean_interval([sum(r[1:]) / num_samples for r in right]))
+    return [
+        Answer(row["prompt"], row["completion"], cs[0].text, cs[0].stopped, [c.text for c in cs[1:]])
+        for row, cs in zip(rows, completions, strict=True)
+    ]
+
+
+def write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    """One JSON object a row."""
+    write_atomically(path, "".join(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in answers))
+
+
+def read_answers(path: Path) -> list[Answer]:
+    return [Answer(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def exact_match(answers: Sequence[Answer]) -> dict[str, float]:
+    """Greedy and sampled exact match, with the share of greedy completions that stop."""
+    metrics: dict[str, float] = {"rows": len(answers)}
+    metrics |= _flatten("greedy_exact", wilson(sum(a.greedy_score for a in answers), len(answers)))
+    metrics["stops"] = sum(a.stopped for a in answers) / len(answers)
+    if answers[0].sampled:
+        metrics |= _flatten("sampled_exact", mean_interval([a.sampled_score for a in answers]))
+    return metrics
+
+
+def comparable(before: Sequence[Answer], after: Sequence[Answer]) -> bool:
+    """Whether both answered the same rows, with the same number of samples."""
+    return [(a.prompt, a.expected, len(a.sampled)) for a in before] == [
+        (a.prompt, a.expected, len(a.sampled)) for a in after
+    ]
+
+
+def change(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, float]:
+    """By how much exact match rose, row by row: a row's own difficulty is in both and cancels."""
+    pairs = list(zip(before, after, strict=True))
+    metrics = _flatten("greedy_exact", mean_interval([b.greedy_score - a.greedy_score for a, b in pairs], lowest=-1.0))
+    if after[0].sampled:
+        metrics |= _flatten(
+            "sampled_exact", mean_interval([b.sampled_score - a.sampled_score for a, b in pairs], lowest=-1.0)
+        )
     return metrics
 
 
 def _flatten(name: str, share: Share) -> dict[str, float]:
-    return {
-        f"{name}_exact": share.mean,
-        f"{name}_exact_low": share.low,
-        f"{name}_exact_high": share.high,
-        "rows": share.count,
-    }
+    return {name: share.mean, f"{name}_low": share.low, f"{name}_high": share.high}
+
+
+def in_percent(metrics: Mapping[str, float], name: str, sign: str = "") -> str:
+    """A share or a change with its interval, as people read it; empty when it was not measured."""
+    if name not in metrics:
+        return ""
+    mean, low, high = (100 * metrics[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{mean:{sign}.1f}% [{low:{sign}.1f}, {high:{sign}.1f}]"

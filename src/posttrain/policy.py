@@ -4,12 +4,14 @@ from typing import Any
 
 from . import gates
 from .adapters import fold_for_generation, start_model
+from .artifacts import ANSWERS
 from .config import EvaluationSettings, ModelSettings
 from .data import Rows
-from .evaluation import exact_match, generate
+from .evaluation import Answer, answer, change, comparable, exact_match, generate, read_answers, write_answers
 from .gates import Gate
 from .lm_head import use_dense_lm_head
 from .models import check_tokenizer, describe_base
+from .precision import without_autocast
 from .stage import Stage, say
 from .tokens import Lengths, render
 
@@ -72,12 +74,13 @@ def before_dpo(stage: Stage, trainer: Any) -> list[Gate]:
         model = trainer.accelerator.unwrap_model(trainer.model)
         ids, expected, dtype = probe["input_ids"], probe["logprobs"], gates.dtype_of(model)
         advice = "DPO would be measured against another policy than the one it starts from; use adapter.start: merge."
-        policy_now = gates.probe_logprobs(model, ids)
+        with without_autocast(model):
+            policy_now = gates.probe_logprobs(model, ids)
+            if hasattr(model, "peft_config"):
+                reference = gates.probe_logprobs(model, ids, adapter="ref" if "ref" in model.peft_config else None)
+            else:
+                reference = gates.probe_logprobs(trainer.ref_model, ids)
         found.append(gates.same_outputs("step0 policy", policy_now, expected, dtype=dtype, advice=advice))
-        if hasattr(model, "peft_config"):
-            reference = gates.probe_logprobs(model, ids, adapter="ref" if "ref" in model.peft_config else None)
-        else:
-            reference = gates.probe_logprobs(trainer.ref_model, ids)
         found.append(gates.same_outputs("step0 reference", reference, expected, dtype=dtype, advice=advice))
     stage.gates += found
     return found
@@ -115,7 +118,10 @@ def finish(
 
 
 def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, settings: EvaluationSettings) -> None:
-    """Exact match on the test rows, after the stage and, where no parent has measured it, before."""
+    """Exact match on the test rows after the stage, before it, and the change, row by row; answers are kept.
+
+    "Before" is the base model, or what the input policy answered in its own stage if that was on the same rows.
+    """
     rows = test.rows[: settings.test_rows]
     options: dict[str, Any] = {
         "max_new_tokens": settings.max_new_tokens,
@@ -123,19 +129,28 @@ def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, settings: Eval
         "num_samples": settings.test_samples,
         "seed": settings.seed,
     }
+    before: list[Answer] = []
     if stage.policy is None and hasattr(model, "disable_adapter"):
         with model.disable_adapter():
-            stage.metrics["before"] = exact_match(model, tokenizer, rows, **options)
-    elif stage.policy is not None and "after" in stage.policy.metrics:
-        stage.metrics["before"] = stage.policy.metrics["after"]
+            before = answer(model, tokenizer, rows, **options)
+    elif stage.policy is not None and (parent := stage.inputs["policy"] / ANSWERS / "after.jsonl").is_file():
+        before = read_answers(parent)
     fold_for_generation(model)
-    stage.metrics["after"] = after = exact_match(model, tokenizer, rows, **options)
-    for when in ("before", "after"):
-        if when in stage.metrics:
-            m = stage.metrics[when]
+    after = answer(model, tokenizer, rows, **options)
+    if before and not comparable(before, after):
+        say("exact match before: not known, the input policy was measured on other rows, or in other samples")
+        before = []
+
+    (stage.run_dir / ANSWERS).mkdir(exist_ok=True)
+    for when, answers in (("before", before), ("after", after)):
+        if answers:
+            write_answers(stage.run_dir / ANSWERS / f"{when}.jsonl", answers)
+            stage.metrics[when] = m = exact_match(answers)
             sampled = f", sampled {m['sampled_exact']:.1%}" if "sampled_exact" in m else ""
             say(f"exact match {when}: greedy {m['greedy_exact']:.1%}{sampled} on {m['rows']} rows")
-    stage.metrics["stops"] = after["stops"]
+    if before:
+        stage.metrics["change"] = change(before, after)
+    stage.metrics["stops"] = stage.metrics["after"]["stops"]
 
 
 def _stop_share(stage: Stage, model: Any, tokenizer: Any, train: Rows, settings: EvaluationSettings) -> float | None:

@@ -1,9 +1,11 @@
 """In which number format this machine trains: decided once, before anything is loaded, and said aloud.
 
 bf16 is worth having where the processor multiplies it: on CUDA from Ampere on, on CPUs with AVX512-BF16 or AMX. On
-other CPUs it is emulated, and slower than fp32 by two orders of magnitude (`benchmarks/peak.py`).
+other CPUs it is emulated, and slower than fp32 by two orders of magnitude.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .errors import ConfigError
@@ -32,3 +34,25 @@ def decide(values: dict[str, Any]) -> dict[str, Any]:
     if decided.get("bf16") is None:
         decided["bf16"] = has_bf16() and not decided.get("fp16")
     return decided
+
+
+def take_off_autocast(model: Any) -> None:
+    """Give a trained model its own `forward` back, so that it computes as it does when it is loaded again.
+
+    accelerate's mixed precision is a wrapper of `forward` that `unwrap_model` leaves on. Its `keep_fp32_wrapper=False`
+    takes too much off: every decorator that `forward` has of its own (see huggingface/accelerate#4255).
+    """
+    if "_original_forward" in vars(model):
+        model.forward = model._original_forward
+
+
+@contextmanager
+def without_autocast(model: Any) -> Iterator[None]:
+    """`take_off_autocast` for a moment."""
+    wrapped = vars(model).get("forward")
+    take_off_autocast(model)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped

@@ -12,7 +12,7 @@ from .artifacts import verify, write_atomically
 from .config import DataSettings, EvaluationSettings, ModelSettings, SampleSettings
 from .data import Row, Rows, load_rows
 from .errors import ConfigError, DataError, GateError
-from .evaluation import Completion, exact_match, generate
+from .evaluation import Completion, answer, exact_match, generate, in_percent, write_answers
 from .gates import same_outputs
 from .models import check_base, check_tokenizer, load_base, load_tokenizer
 from .stage import Stage, say
@@ -47,9 +47,9 @@ def load_test(stage: Stage) -> Rows:
 
 
 def evaluate(stage: Stage, policy: Any, tokenizer: Any, test: Rows) -> None:
-    """Measure exact match, write `evaluation/metrics.json`, close the stage."""
+    """Measure exact match, write `evaluation/metrics.json` and `answers.jsonl`, close the stage."""
     settings = stage.config.part(EvaluationSettings)
-    stage.metrics["after"] = metrics = exact_match(
+    answers = answer(
         policy,
         tokenizer,
         test.rows[: settings.test_rows],
@@ -59,13 +59,14 @@ def evaluate(stage: Stage, policy: Any, tokenizer: Any, test: Rows) -> None:
         seed=settings.seed,
         progress=lambda done, total: say(f"step {done}/{total}  prompts answered"),
     )
+    stage.metrics["after"] = metrics = exact_match(answers)
     out = stage.run_dir / "evaluation"
     out.mkdir(exist_ok=True)
+    write_answers(out / "answers.jsonl", answers)
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     for name in ("greedy", "sampled"):
-        if f"{name}_exact" in metrics:
-            low, high = metrics[f"{name}_exact_low"], metrics[f"{name}_exact_high"]
-            say(f"{name} exact match: {metrics[f'{name}_exact']:.1%} [{low:.1%}, {high:.1%}] on {metrics['rows']} rows")
+        if share := in_percent(metrics, f"{name}_exact"):
+            say(f"{name} exact match: {share} on {metrics['rows']} rows")
     stage.close(kind="evaluation", result="evaluation")
 
 

@@ -38,7 +38,7 @@ from .errors import ArtifactError, DataError, LaunchError
 from .gates import Gate
 from .identity import stage_key
 from .models import template_sha256, tokenizer_sha256
-from .precision import decide
+from .precision import decide, take_off_autocast
 
 MARKER = "stage.json"  # written when a run directory is taken: whose it is
 METRICS = "metrics.jsonl"
@@ -154,6 +154,7 @@ class Stage:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(metrics_writer(self.run_dir / METRICS, step))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
 
     def last_logs(self, trainer: Any) -> dict[str, Any]:
         """The last value of each number that was logged."""

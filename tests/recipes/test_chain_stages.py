@@ -20,7 +20,7 @@ def sft(tiny, tmp_path_factory):
     data = write_jsonl(folder / "train.jsonl", rows)
     run_recipe(
         "sft", "--model_name_or_path", tiny, "--train_file", data, "--test_file", data, "--max_new_tokens", "6",
-        "--num_train_epochs", "3", "--output_dir", folder / "sft", *SMALL,
+        "--num_train_epochs", "3", "--bf16", "true", "--output_dir", folder / "sft", *SMALL,
     )  # fmt: skip
     return folder / "sft"
 
@@ -47,11 +47,13 @@ def test_sft_leaves_an_ordinary_adapter_and_its_lineage(sft, tiny):
     assert max(moved) > 0
 
 
-@pytest.mark.parametrize("start", ["continue", "merge"])
-def test_dpo_starts_at_the_sft_policy(sft, preferences, tmp_path, start):
+# Under bf16 autocast too, a stage must measure and save what the next one will load.
+@pytest.mark.parametrize(("start", "test_rows", "bf16"), [("continue", 4, "true"), ("merge", 2, "false")])
+def test_dpo_starts_at_the_sft_policy(sft, preferences, tmp_path, start, test_rows, bf16):
     out = tmp_path / "dpo"
     run_recipe(
-        "dpo", "--inputs.policy", sft, "--train_file", preferences, "--max_steps", "2", "--max_new_tokens", "4",
+        "dpo", "--inputs.policy", sft, "--train_file", preferences, "--max_steps", "2", "--max_new_tokens", "6",
+        "--test_file", sft.parent / "train.jsonl", "--test_rows", test_rows, "--bf16", bf16,
         "--output_dir", out, "--adapter.start", start, "--train_sampling_strategy", "group_by_length", *SMALL,
     )  # fmt: skip
     found = lineage(out)
@@ -62,6 +64,15 @@ def test_dpo_starts_at_the_sft_policy(sft, preferences, tmp_path, start):
     assert all(g["passed"] for g in gates.values())
     assert found["start"] == start
     assert found["parents"]["policy"]["digest"]
+
+    # What SFT answered is "before" where it answered the same rows, and nowhere else.
+    measured = found["metrics"]
+    assert ("before" in measured, "change" in measured) == (test_rows == 4, test_rows == 4)
+    if test_rows == 4:
+        assert measured["before"] == lineage(sft)["metrics"]["after"]
+        difference = measured["after"]["sampled_exact"] - measured["before"]["sampled_exact"]
+        assert measured["change"]["sampled_exact"] == pytest.approx(difference)
+        assert {"answers/before.jsonl", "answers/after.jsonl"} <= set(found["files"])
 
     # The saved run is the trained policy, through the merge too.
     from posttrain.adapters import load_policy

@@ -1,0 +1,81 @@
+"""The demo's chain from several seeds: does each stage improve the policy, and by how much?
+
+    python benchmarks/seeds.py                       # seeds 1 2 3, about ten minutes each
+    python benchmarks/seeds.py --seeds 4 5 --chain other/chain.yaml
+
+Runs go to runs/seeds/; those that are complete are not run again. A seed's interval is over the test rows, paired. The
+last column of a block is over the seeds: their mean, and Student's 95% interval.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+import yaml
+
+from posttrain import demo
+from posttrain.artifacts import Lineage, read_lineage
+from posttrain.chain import Chain, read_chain, run
+from posttrain.cli import DEMO_CHAIN
+from posttrain.evaluation import in_percent
+from posttrain.launch import ROOT
+
+RUNS = Path("runs/seeds")
+STUDENT_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def seeded(path: Path, seed: int) -> Chain:
+    """The chain at `path` with every stage's seed changed, in a directory of its own."""
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    name = f"{document['name']}-seed{seed}"
+    document |= {"name": name, "output_dir": str(RUNS / name)}
+    for stage in document["stages"].values():
+        stage["config"] = str((path.parent / stage["config"]).resolve())
+        stage["overrides"] = {**stage.get("overrides", {}), "seed": seed}
+    RUNS.mkdir(parents=True, exist_ok=True)
+    written = RUNS / f"{name}.yaml"
+    written.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return read_chain(written)
+
+
+def over_seeds(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:+.1%}"
+    half = STUDENT_975[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:+.1%} [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]"
+
+
+def report(stage: str, by_seed: dict[int, Lineage]) -> None:
+    found = {seed: lineage.metrics for seed, lineage in by_seed.items()}
+    for name in ("greedy_exact", "sampled_exact"):
+        if not all(name in m.get("change", {}) for m in found.values()):
+            continue
+        print(f"\n{stage}, {name.replace('_', ' ')}")
+        for seed, m in found.items():
+            print(
+                f"  seed {seed:<3} {in_percent(m['before'], name):>22} -> {in_percent(m['after'], name):<22}"
+                f" {in_percent(m['change'], name, '+')}"
+            )
+        print(f"  over the seeds: {over_seeds([m['change'][name] for m in found.values()])}")
+    if all("held_out_accuracy" in m for m in found.values()):
+        print(f"\n{stage}, accuracy on held-out pairs")
+        for seed, m in found.items():
+            print(f"  seed {seed:<3} {m['held_out_accuracy']:.1%} of {m['held_out_pairs']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--chain", type=Path, default=ROOT / DEMO_CHAIN)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    arguments = parser.parse_args()
+    demo.prepare()
+    chains = {seed: seeded(arguments.chain, seed) for seed in arguments.seeds}
+    for chain in chains.values():
+        run(chain)
+    for stage in next(iter(chains.values())).stages:
+        report(stage.name, {seed: read_lineage(chain.run_dir(stage.name)) for seed, chain in chains.items()})
+
+
+if __name__ == "__main__":
+    main()
