@@ -6,7 +6,7 @@ CORE := $(VENV)/.posttrain-core
 DEV := $(VENV)/.posttrain-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: setup demo test test-slow lint format clean
+.PHONY: setup demo test lint format clean
 .DEFAULT_GOAL := demo
 
 setup: $(CORE) $(DEV)
@@ -29,11 +29,7 @@ demo: $(CORE)
 	@$(BIN)/posttrain demo
 
 test: setup
-	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered
-
-# On the demo's real model: minutes, and its cache.
-test-slow: setup
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 lint: setup
 	@$(BIN)/ruff format --check .

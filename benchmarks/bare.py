@@ -1,4 +1,7 @@
-"""TRL's trainer as its documentation shows it: what `train.py` compares with. Arguments: task, model, rows, output."""
+"""TRL's trainer as its documentation shows it: what `train.py` compares with.
+
+Arguments: task, model, rows, output, bf16.
+"""
 
 import sys
 
@@ -8,7 +11,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-task, model_dir, rows, out = sys.argv[1:5]
+task, model_dir, rows, out, bf16 = sys.argv[1:]
 config_class, trainer_class = {
     "sft": (SFTConfig, SFTTrainer),
     "dpo": (DPOConfig, DPOTrainer),
@@ -26,7 +29,7 @@ trainer = trainer_class(
         lr_scheduler_type="constant",
         logging_steps=1,
         max_length=256,
-        bf16=False,
+        bf16=bf16 == "true",
         use_cpu=True,
         report_to="none",
         save_strategy="no",

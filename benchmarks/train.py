@@ -3,10 +3,10 @@
     python benchmarks/train.py sft              # or dpo, reward; --rounds 3 --steps 8
     python benchmarks/train.py sft --gains      # each of our gains on its own
 
-Same model, rows, rows a step, LoRA and precision. A contestant is a command; its log lines are timed as they arrive:
-seconds to the first step, tokens/s over the steps after it, peak memory of its process tree, final loss. Medians over
-the rounds, ratios round by round. The share of peak is against fp32 matrix products, measured here, large. Needs the
-demo's model and data, which `posttrain demo --dry-run` prepares.
+Same model, rows, rows a step, LoRA and precision (bf16 where the machine multiplies it). A contestant is a command; its
+log lines are timed as they arrive: seconds to the first step, tokens/s over the steps after it, peak memory of its
+process tree, final loss. Medians over the rounds, ratios round by round. The share of peak is against large matrix
+products in that precision, measured here. Needs the demo's model and data, which `posttrain demo --dry-run` prepares.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from pathlib import Path
 import psutil
 
 from posttrain.demo import DATA_DIR, MODEL_DIR
-from posttrain.launch import ROOT, accelerate_config, build_command, environment
+from posttrain.launch import ROOT, accelerate_config, build_command, die_with_parent, environment
+from posttrain.precision import has_bf16
 
 ROWS_A_STEP = 16
 CPU = accelerate_config("cpu.yaml", ROOT)
@@ -77,7 +78,7 @@ COMMON = {
     "lr_scheduler_type": "constant",
     "logging_steps": "1",
     "max_length": "256",
-    "bf16": "false",
+    "bf16": str(has_bf16()).lower(),
     "use_cpu": "true",
     "report_to": "none",
     "save_strategy": "no",
@@ -111,7 +112,15 @@ def trl_cli(task: str, rows: Path, out: Path) -> list[str]:
 
 
 def bare(task: str, rows: Path, out: Path) -> list[str]:
-    return [sys.executable, str(Path(__file__).with_name("bare.py")), task, str(MODEL_DIR), str(rows), str(out)]
+    return [
+        sys.executable,
+        str(Path(__file__).with_name("bare.py")),
+        task,
+        str(MODEL_DIR),
+        str(rows),
+        str(out),
+        COMMON["bf16"],
+    ]
 
 
 _STEP = re.compile(r"^step \d+/\d+  loss|'loss':")
@@ -123,7 +132,9 @@ def measure(command: list[str], out: Path, env: dict[str, str], tokens: float) -
     begun, arrivals, losses, peak = time.monotonic(), [], [], 0
     stderr = out.with_suffix(".stderr")
     with stderr.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env, cwd=ROOT)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env, cwd=ROOT, preexec_fn=die_with_parent
+        )
 
         def watch() -> None:
             nonlocal peak
@@ -173,7 +184,8 @@ def count_tokens(rows: Path) -> int:
 def matmul_gflops(m: int, k: int, n: int) -> float:
     import torch
 
-    a, b = torch.randn(m, k), torch.randn(k, n)
+    dtype = torch.bfloat16 if has_bf16() else torch.float32
+    a, b = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype)
     a @ b
     count, begun = 0, time.monotonic()
     while time.monotonic() - begun < 0.5:
@@ -206,6 +218,8 @@ def main() -> None:
             "- gradient checkpointing on": (ours(task, rows, out, gradient_checkpointing="true"), launched),
             "- rows not sorted by length": (ours(task, rows, out, train_sampling_strategy="random"), launched),
         }
+        if has_bf16():
+            contestants["- fp32 instead of bf16"] = (ours(task, rows, out, bf16="false"), launched)
         if task != "reward":
             contestants["- TRL's own head"] = (with_trl_head(ours(task, rows, out)), launched)
     else:
@@ -215,7 +229,8 @@ def main() -> None:
             "bare trainer": (bare(task, rows, out), plain),
         }
     large, shaped = matmul_gflops(2048, 2048, 2048), matmul_gflops(ROWS_A_STEP * 64, 576, 1536)
-    print(f"fp32 matrix products: {large:.0f} GFLOP/s large, {shaped:.0f} at the model's shapes")
+    precision = "bf16" if has_bf16() else "fp32"
+    print(f"{precision} matrix products: {large:.0f} GFLOP/s large, {shaped:.0f} at the model's shapes")
     print(f"{task}: {arguments.steps} steps of {ROWS_A_STEP} rows, {tokens / arguments.steps:.0f} tokens a step\n")
     results: dict[str, list[Result]] = {name: [] for name in contestants}
     for number in range(arguments.rounds):

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,6 @@ from .tokens import render
 from .verifiers import find_verifier
 
 Judge = Callable[[Any, Sequence[Row], Sequence[Sequence[Completion]]], list[list[float]]]
-CHUNK = 32  # prompts that are drawn, then written: what a kill can cost
 
 
 def load_policy_and_tokenizer(stage: Stage) -> tuple[Any, Any]:
@@ -121,55 +121,45 @@ def as_turn(prompt: Any, text: str) -> Any:
 
 
 def draw(stage: Stage, policy: Any, tokenizer: Any, prompts: Rows) -> list[list[Completion]]:
-    """Completions of every prompt; each chunk is written when drawn and read back by a resumed run."""
+    """Completions of every prompt; each batch is written when drawn and read back by a resumed run."""
     settings, generation = stage.config.part(SampleSettings), stage.config.part(EvaluationSettings)
     folder = stage.run_dir / "drawn"
     folder.mkdir(exist_ok=True)
     drawn: list[list[Completion]] = []
-    for start in range(0, len(prompts), CHUNK):
+    size = max(1, generation.generation_batch_size // settings.num_samples)
+    for start in range(0, len(prompts), size):
         path = folder / f"{start:07d}.json"
         if not path.is_file():
-            chunk = generate(
+            batch = generate(
                 policy,
                 tokenizer,
-                [row["prompt"] for row in prompts.rows[start : start + CHUNK]],
+                [row["prompt"] for row in prompts.rows[start : start + size]],
                 max_new_tokens=generation.max_new_tokens,
                 batch_size=generation.generation_batch_size,
                 temperatures=[settings.temperature] * settings.num_samples,
                 top_p=settings.top_p,
                 seed=generation.seed + start,
             )
-            write_atomically(path, json.dumps([[asdict(c) for c in cs] for cs in chunk]))
-            say(f"step {min(start + CHUNK, len(prompts))}/{len(prompts)}  prompts drawn")
+            write_atomically(path, json.dumps([[asdict(c) for c in cs] for cs in batch]))
+            say(f"step {min(start + size, len(prompts))}/{len(prompts)}  prompts drawn")
         drawn += [[Completion(**c) for c in cs] for cs in json.loads(path.read_text(encoding="utf-8"))]
     return drawn
 
 
 def rank(stage: Stage, judge: Judge, tokenizer: Any, prompts: Rows, drawn: Sequence[Sequence[Completion]]) -> list[Row]:
-    """Preference rows, best against worst first, `pairs_per_prompt` a prompt. Sets the stage's metrics.
-
-    Only completions that ended by EOS may be chosen: a preference for one that was cut would unlearn stopping.
-    """
+    """Preference rows, `pairs_per_prompt` a prompt at most. Sets the stage's metrics."""
     settings = stage.config.part(SampleSettings)
     scores = judge(tokenizer, prompts.rows, drawn)
     pairs: list[Row] = []
     for row, completions, row_scores in zip(prompts.rows, drawn, scores, strict=True):
-        unique: dict[str, tuple[float, bool]] = {}
-        for completion, value in zip(completions, row_scores, strict=True):
-            if completion.text.strip():
-                unique.setdefault(completion.text, (value, completion.stopped))
-        ranked = sorted(unique.items(), key=lambda item: (-item[1][0], item[0]))
-        best = [(text, value) for text, (value, stopped) in ranked if stopped]
-        matched = list(zip(best, reversed(ranked), strict=False))[: settings.pairs_per_prompt]
-        pairs += [
-            {
-                "prompt": row["prompt"],
-                "chosen": as_turn(row["prompt"], chosen),
-                "rejected": as_turn(row["prompt"], rejected),
-            }
-            for (chosen, high), (rejected, (low, _)) in matched
-            if high > low
-        ]
+        for chosen, rejected in best_against_worst(completions, row_scores)[: settings.pairs_per_prompt]:
+            pairs.append(
+                {
+                    "prompt": row["prompt"],
+                    "chosen": as_turn(row["prompt"], chosen),
+                    "rejected": as_turn(row["prompt"], rejected),
+                }
+            )
     flat = [value for row_scores in scores for value in row_scores]
     stage.metrics |= {
         "prompts": len(prompts),
@@ -179,6 +169,23 @@ def rank(stage: Stage, judge: Judge, tokenizer: Any, prompts: Rows, drawn: Seque
         "pairs": len(pairs),
     }
     return pairs
+
+
+def best_against_worst(completions: Sequence[Completion], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """(chosen, rejected) texts of one prompt: the widest difference of scores first, then what was drawn most often.
+
+    A mistake that the policy makes often teaches it more than one that it made once. Only a completion that ended by
+    EOS may be chosen: a preference for one that was cut would unlearn stopping.
+    """
+    score: dict[str, float] = {}
+    stopped: dict[str, bool] = {}
+    count = Counter(c.text for c in completions)
+    for completion, value in zip(completions, scores, strict=True):
+        if completion.text.strip():
+            score.setdefault(completion.text, value)
+            stopped.setdefault(completion.text, completion.stopped)
+    pairs = [(a, b) for a in score for b in score if stopped[a] and score[a] > score[b]]
+    return sorted(pairs, key=lambda p: (score[p[1]] - score[p[0]], -count[p[0]] - count[p[1]], p))
 
 
 def finish(stage: Stage, pairs: list[Row]) -> None:

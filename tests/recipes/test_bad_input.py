@@ -60,6 +60,17 @@ def test_a_bad_key_or_value(arguments, message, tiny, tmp_path):
     check(tmp_path, tiny, message, *arguments)
 
 
+def test_a_hub_dataset_that_cannot_be_reached(tiny, tmp_path):
+    out = tmp_path / "o"
+    done = run_recipe(
+        "sft", "--model_name_or_path", tiny, "--dataset_name", "no-such/rows", "--output_dir", out, expect=2,
+        env={"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert "dataset_name: cannot load 'no-such/rows' (split 'train')" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (out / "adapter").exists()
+
+
 def check(tmp_path, tiny, message, *more):
     out = tmp_path / "o"
     done = run_recipe(
