@@ -85,6 +85,13 @@ class SampleSettings:
 
 
 @dataclass(frozen=True)
+class PPOSettings:
+    """What PPO's rewards are, beside the reward model of `inputs.reward`."""
+
+    verifier: str | None = None  # exact_match | regex:PATTERN | module:function
+
+
+@dataclass(frozen=True)
 class AdapterSettings:
     """Group `adapter`. `start` says how a stage takes over its input's adapter (see adapters.py)."""
 
@@ -154,6 +161,13 @@ RECIPES: dict[str, Recipe] = {
         trainer=("trl.trainer.dpo_config", "DPOConfig"),
         defaults={**_TRAINER_DEFAULTS, "learning_rate": 5e-5},
     ),
+    "ppo": Recipe(
+        parts=(ModelSettings, DataSettings, EvaluationSettings, PPOSettings),
+        groups=_TRAINED,
+        inputs=("policy", "reward"),
+        trainer=("posttrain.ppo.config", "PPOConfig"),
+        defaults={**_TRAINER_DEFAULTS, "learning_rate": 1e-5},
+    ),
     "sample": Recipe(
         parts=(ModelSettings, DataSettings, EvaluationSettings, SampleSettings),
         groups={},
@@ -180,6 +194,25 @@ _TRAINER_RANGES: dict[str, dict[str, float]] = {
     "max_grad_norm": {"min": 0},
     "weight_decay": {"min": 0},
     "seed": {"min": 0},
+    "num_mini_batches": {"min": 1},
+    "num_ppo_epochs": {"min": 1},
+    "max_completion_length": {"min": 1},
+    "temperature": {"above": 0},
+    "reward_clip": {"above": 0},
+    "missing_eos_penalty": {"min": 0},
+    "kl_coef": {"min": 0},
+    "kl_target": {"above": 0},
+    "kl_horizon": {"min": 1},
+    "kl_stop": {"above": 0},
+    "gamma": {"min": 0, "max": 1},
+    "lam": {"min": 0, "max": 1},
+    "clip_range": {"above": 0},
+    "clip_range_high": {"above": 0},
+    "dual_clip": {"min": 1},
+    "vf_coef": {"min": 0},
+    "value_clip": {"above": 0},
+    "critic_learning_rate": {"above": 0},
+    "critic_warmup_steps": {"min": 0},
 }
 
 # Keys that change where or how often a run reports, never what it computes: no part of a stage's identity.
@@ -220,7 +253,7 @@ class StageConfig:
 
     def trainer_values(self) -> dict[str, Any]:
         """The values that belong to TRL's configuration class."""
-        known = fields_of(*_trainer(self.recipe))
+        known = fields_of(*trainer_class(self.recipe))
         return {k: v for k, v in self.values.items() if k in known}
 
     def to_dict(self) -> dict[str, Any]:
@@ -240,7 +273,8 @@ class StageConfig:
         path.write_text(yaml.safe_dump({"recipe": self.recipe, **self.to_dict()}, sort_keys=False), encoding="utf-8")
 
 
-def _trainer(recipe: str) -> tuple[str, str]:
+def trainer_class(recipe: str) -> tuple[str, str]:
+    """Module and name of the configuration class of a recipe that trains."""
     trainer = RECIPES[recipe].trainer
     assert trainer is not None, recipe
     return trainer

@@ -45,6 +45,7 @@ ACCEPTED = {
     "sft": ("text", "messages", "prompt_completion"),
     "reward": ("preference",),
     "dpo": ("preference",),
+    "ppo": ("prompt_completion", "prompt"),
     "sample": ("prompt_completion", "prompt"),
     "evaluate": ("prompt_completion",),
 }

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,9 @@ def generate(
     run resumed at a batch draws what an uninterrupted one does.
     """
     import torch
-    from transformers import GenerationConfig
+    from transformers import LogitsProcessorList
 
+    from .generation import Draw, end_tokens, fresh_uniforms, settings
     from .tokens import render
 
     ids = [render(p, tokenizer, add_generation_prompt=not isinstance(p, str)) for p in prompts]
@@ -86,16 +88,7 @@ def generate(
     results: list[list[Completion]] = [[] for _ in prompts]
     copies = len(temperatures)
     per_batch = max(1, batch_size // copies)
-    ends = _end_tokens(model, tokenizer)
-    # `generate` fills in what is left out from the model's own settings, so those that change scores are named.
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=tokenizer.pad_token_id,
-        do_sample=False,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-    )
+    ends = end_tokens(model, tokenizer)
     was_training = model.training
     model.eval()
     for start in range(0, len(order), per_batch):
@@ -107,12 +100,14 @@ def generate(
         with torch.random.fork_rng(devices=_cuda_devices()), torch.no_grad():
             torch.manual_seed(seed * 1_000_003 + start)
             shared = copies > 1 and width > 1
+            warm = [*temperatures] * len(batch)
+            draw = Draw(warm, top_p, partial(fresh_uniforms, len(warm), model.device))
             out = model.generate(
                 input_ids=input_ids.repeat_interleave(copies, 0),
                 attention_mask=attention_mask.repeat_interleave(copies, 0),
                 past_key_values=_shared_prefill(model, input_ids, attention_mask, copies) if shared else None,
-                logits_processor=_drawing([*temperatures] * len(batch), top_p),
-                generation_config=settings,
+                logits_processor=LogitsProcessorList([draw] if any(temperatures) else []),
+                generation_config=settings(model, tokenizer, max_new_tokens),
             )
         for j, row in enumerate(out[:, width:].tolist()):
             end = next((t for t, token in enumerate(row) if token in ends), None)
@@ -123,41 +118,6 @@ def generate(
             progress(min(start + per_batch, len(order)), len(order))
     model.train(was_training)
     return results
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The ids that end a completion: the tokenizer's EOS, and those the model's own settings add."""
-    own = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own] if own is not None else [])}
-
-
-def _drawing(temperatures: Sequence[float], top_p: float) -> Any:
-    """A logits processor that draws one token a row at the row's temperature and leaves it as the only one.
-
-    `generate(do_sample=True)` has one temperature a batch, and draws by filling a (B, V) matrix with exponential
-    variates: a quarter of the time of short completions on a CPU. One uniform number a row and the cumulative
-    distribution do the same.
-    """
-    import torch
-    from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
-
-    if not any(temperatures):
-        return None
-    nucleus = TopPLogitsWarper(top_p) if top_p < 1.0 else None
-
-    class Draw(LogitsProcessor):  # type: ignore[misc]
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            warmth = torch.tensor(temperatures, device=scores.device)[:, None]
-            warm = scores.float() / warmth.clamp(min=1e-6)
-            if nucleus is not None:
-                warm = nucleus(input_ids, warm)
-            cumulative = torch.softmax(warm, -1).cumsum(-1)
-            uniform = torch.rand(len(scores), 1, device=scores.device) * cumulative[:, -1:]
-            drawn = torch.searchsorted(cumulative, uniform, right=True).clamp(max=scores.shape[-1] - 1)
-            chosen = torch.where(warmth > 0, drawn, scores.argmax(-1, keepdim=True))
-            return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
-
-    return LogitsProcessorList([Draw()])
 
 
 def _shared_prefill(model: Any, input_ids: Any, attention_mask: Any, copies: int) -> Any:

@@ -12,7 +12,7 @@ from .gates import Gate
 from .lm_head import use_dense_lm_head
 from .models import check_tokenizer, describe_base
 from .precision import without_autocast
-from .stage import Stage, say
+from .stage import Stage, say, trained_model
 from .tokens import Lengths, render
 
 PROBE_TOKENS = 48
@@ -90,7 +90,7 @@ def finish(
     stage: Stage, trainer: Any, tokenizer: Any, *, base: str, start: str | None, train: Rows, test: Rows | None
 ) -> None:
     """Save the policy, measure it on the test rows, pass the gates, write the lineage."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = trained_model(trainer)
     result = stage.save(trainer, tokenizer)
     stage.metrics |= stage.last_logs(trainer)
 

@@ -1,6 +1,6 @@
 """What a reward model must show at its end: the same scores from its files, and held-out pairs ranked right."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import gates
@@ -12,6 +12,8 @@ from .stage import Stage, say
 from .tokens import render
 
 PROBE_PAIRS = 8
+
+Pooled = Callable[[Any, Any, Any], Any]
 
 
 def check_gate(stage: Stage, validation: Rows | None) -> None:
@@ -36,8 +38,13 @@ def separate_pad_token(tokenizer: Any) -> None:
     tokenizer.pad_token = spare[0]
 
 
-def score(model: Any, tokenizer: Any, sides: Sequence[list[int]], *, batch_size: int = 64) -> list[float]:
-    """The score of each row of token ids, padded on the right and read at each row's last token."""
+def score(
+    model: Any, tokenizer: Any, sides: Sequence[list[int]], *, batch_size: int = 64, pooled: Pooled | None = None
+) -> list[float]:
+    """The score of each row of token ids, padded on the right and read at each row's last token.
+
+    `pooled(model, input_ids, attention_mask)` gives a batch's scores; `pooled_scores` where it is left out.
+    """
     import torch
 
     was_training = model.training
@@ -50,7 +57,7 @@ def score(model: Any, tokenizer: Any, sides: Sequence[list[int]], *, batch_size:
         ids = torch.tensor([sides[i] + [tokenizer.pad_token_id] * (width - len(sides[i])) for i in batch])
         mask = torch.tensor([[1] * len(sides[i]) + [0] * (width - len(sides[i])) for i in batch])
         with torch.no_grad():
-            out = pooled_scores(model, ids.to(model.device), mask.to(model.device))
+            out = (pooled or pooled_scores)(model, ids.to(model.device), mask.to(model.device))
         for i, value in zip(batch, out.tolist(), strict=True):
             scores[i] = value
     model.train(was_training)

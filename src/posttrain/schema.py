@@ -79,6 +79,8 @@ def _imported_from(tree: ast.Module, name: str, module: str) -> tuple[str, str] 
                 return ".".join([*parent, *(node.module or "").split(".")]).rstrip("."), name
             if node.module == "transformers" and name == "TrainingArguments":
                 return "transformers.training_args", name
+            if node.module and node.module.startswith("trl."):
+                return node.module, name
     return None
 
 

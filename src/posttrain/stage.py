@@ -8,6 +8,7 @@ stage.close(...)                 gates, then lineage.json: complete
 """
 
 import fcntl
+import importlib
 import json
 import os
 import resource
@@ -32,7 +33,7 @@ from .artifacts import (
     write_atomically,
     write_lineage,
 )  # fmt: skip
-from .config import DataSettings, StageConfig, parse_args
+from .config import DataSettings, StageConfig, parse_args, trainer_class
 from .data import Rows, load_hub, load_rows
 from .errors import ArtifactError, DataError, LaunchError
 from .gates import Gate
@@ -42,6 +43,8 @@ from .precision import decide, take_off_autocast
 
 MARKER = "stage.json"  # written when a run directory is taken: whose it is
 METRICS = "metrics.jsonl"
+# What a line of progress shows of a log.
+SHOWN = ("loss", "eval_loss", "accuracy", "rewards/margins", "objective/scores", "objective/kl", "objective/entropy")
 CHECKPOINTS = "checkpoints"
 
 
@@ -63,7 +66,6 @@ class Stage:
         self.started = time.monotonic()
         self.data: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
-        self.probe: list[int] = []
         self.gates: list[Gate] = []
         self.lock: IO[str] | None = None
 
@@ -111,26 +113,19 @@ class Stage:
 
     def trainer_args(self) -> Any:
         """TRL's configuration object for this recipe, with precision decided and checkpoints in the run directory."""
-        import trl
-
         values = decide(self.config.trainer_values())
         values["output_dir"] = str(self.run_dir / CHECKPOINTS)
-        cls = getattr(trl, {"sft": "SFTConfig", "reward": "RewardConfig", "dpo": "DPOConfig"}[self.config.recipe])
-        return cls(**values)
+        module, name = trainer_class(self.config.recipe)
+        return getattr(importlib.import_module(module), name)(**values)
 
     def announce(self, trainer: Any) -> None:
         """Print what the run amounts to, and refuse a disk that cannot take its checkpoints."""
         args = trainer.args
         trained, total = count_parameters(trainer.model)
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        per_epoch = max(1, -(-len(trainer.train_dataset) // batch))
-        steps = args.max_steps if args.max_steps > 0 else round(per_epoch * args.num_train_epochs)
-        tokens = count_tokens(trainer.train_dataset)
+        work = trainer.describe_work() if hasattr(trainer, "describe_work") else describe_work(trainer)
         say(
-            f"global batch {batch} = {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} "
-            f"accumulated x {args.world_size} processes; {steps} steps; "
-            f"{round(tokens * steps / per_epoch):,} tokens; {trained:,} of {total:,} parameters trained "
-            f"({trained / total:.2%}); {'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}"
+            f"{work}; {trained:,} of {total:,} parameters trained ({trained / total:.2%}); "
+            f"{'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}"
         )
         needed = 12 * trained * ((args.save_total_limit or 2) + 2)  # weights and two Adam moments a checkpoint, fp32
         free = shutil.disk_usage(self.run_dir).free
@@ -167,7 +162,7 @@ class Stage:
         """Save the adapter (or the full model) and its tokenizer whole or not at all; return the folder's name."""
         from peft import PeftModel
 
-        model = trainer.accelerator.unwrap_model(trainer.model)
+        model = trained_model(trainer)
         is_adapter = isinstance(model, PeftModel)
         result = ADAPTER if is_adapter else MODEL
         partial = self.run_dir / f".{result}.partial"
@@ -250,6 +245,25 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
 def _given(config: StageConfig) -> dict[str, Any]:
     """The values that are set, for one printed line; config.yaml has them all."""
     return {k: v for k, v in config.to_dict().items() if v not in (None, {}, [])}
+
+
+def describe_work(trainer: Any) -> str:
+    """Global batch, steps and tokens of a trainer that goes through its rows."""
+    args = trainer.args
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_epoch = max(1, -(-len(trainer.train_dataset) // batch))
+    steps = args.max_steps if args.max_steps > 0 else round(per_epoch * args.num_train_epochs)
+    tokens = round(count_tokens(trainer.train_dataset) * steps / per_epoch)
+    return (
+        f"global batch {batch} = {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x "
+        f"{args.world_size} processes; {steps} steps; {tokens:,} tokens"
+    )
+
+
+def trained_model(trainer: Any) -> Any:
+    """The model that a trainer was made for; of PPO's several roles, the policy."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return getattr(model, "policy", model)
 
 
 def count_tokens(dataset: Any) -> int:
@@ -376,7 +390,7 @@ def metrics_writer(path: Path, resumed_step: int) -> Any:
             }
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, default=str) + "\n")
-            shown = {k: logs[k] for k in ("loss", "eval_loss", "accuracy", "rewards/margins") if k in logs}
+            shown = {k: logs[k] for k in SHOWN if k in logs}
             words = "  ".join(f"{k} {float(v):.4g}" for k, v in shown.items())
             say(f"step {state.global_step}/{state.max_steps}  {words}" + (f"  {left:.0f} s left" if left else ""))
 

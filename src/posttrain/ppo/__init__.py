@@ -1,0 +1,6 @@
+"""PPO on TRL's base trainer: `PPOTrainer(model, reward_funcs, args=PPOConfig(...), train_dataset=...)`."""
+
+from .config import PPOConfig
+from .trainer import PPOTrainer
+
+__all__ = ["PPOConfig", "PPOTrainer"]

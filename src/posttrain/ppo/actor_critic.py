@@ -1,0 +1,287 @@
+"""Policy, reference, value and reward as roles on one base model.
+
+    role        with an adapter                               full fine-tuning
+    policy      adapter "default", trained                    the model, trained
+    reference   adapter "ref", a frozen copy; or no adapter   a frozen copy of the model
+    value       a head on the policy's trunk; or adapter      a head on the policy's trunk; or a trunk and
+                "value" and a head                            head of its own
+    reward      adapter "reward" and its score head           a model of its own (rewards.py)
+
+Roles are switched here and not by PEFT's `set_adapter` and `disable_adapter`: those change `requires_grad` of the
+adapters that they leave and enter, in the middle of an update.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
+NO_ADAPTER = None
+T = TypeVar("T")
+
+
+class ActorCritic(nn.Module):
+    """The policy and its critic in one module: one forward and one backward cover both, as DDP needs it.
+
+    Args:
+        policy: a causal language model, or a PeftModel whose adapter `default` is trained.
+        value_mode: `head` (on the policy's trunk), `adapter` (an adapter of its own) or `model` (a trunk of its own).
+        copy_reference: whether the reference is a frozen copy of the policy as it is now. False is for a fresh adapter,
+            which changes nothing yet: there the base without adapter is the reference, and nothing is copied.
+        temperature: what logits are divided by, in every log-probability.
+    """
+
+    def __init__(self, policy: Any, *, value_mode: str, copy_reference: bool, temperature: float) -> None:
+        from trl.trainer.utils import add_fused_lm_head
+
+        super().__init__()
+        self.is_peft = hasattr(policy, "peft_config")
+        if value_mode == "adapter" and not self.is_peft:
+            raise ValueError("value_mode: adapter needs a policy with an adapter; use head or model")
+        self.value_mode = value_mode
+        self.policy = policy
+        self.reference_model: Any = None
+        self.value_model: Any = None
+        self.score_head: nn.Linear | None = None
+        self.reference: str | None = NO_ADAPTER
+        if not self.is_peft:
+            self.reference_model = copy.deepcopy(policy).eval().requires_grad_(False)
+            add_fused_lm_head(self.reference_model, temperature=temperature)
+        elif copy_reference:
+            self._copy_adapter(POLICY, REFERENCE)
+            self.reference = REFERENCE
+        if value_mode == "adapter":
+            self.policy.add_adapter(VALUE, copy.deepcopy(policy.peft_config[POLICY]))
+        elif value_mode == "model":
+            whole = copy.deepcopy(policy)
+            self.value_model = trunk_of(whole.merge_and_unload() if self.is_peft else whole).requires_grad_(True)
+        add_fused_lm_head(causal_lm(policy), temperature=temperature, outputs=("log_probs", "entropy"))
+        # Zero: a critic that has learned nothing expects nothing.
+        self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1, device=policy.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.set_trainable()
+
+    # What transformers' Trainer asks of a model
+
+    @property
+    def config(self) -> Any:
+        return self.policy.config
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.policy.device
+        return device
+
+    def add_model_tags(self, tags: Any) -> None:
+        self.policy.add_model_tags(tags)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return any(getattr(m, "gradient_checkpointing", False) for m in self.policy.modules())
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **placement: Any
+    ) -> None:
+        """Checkpoint the trunk. With a value adapter, a block is recomputed in the role that it was computed in.
+
+        Without that, the backward pass of the policy would recompute its activations with the value adapter.
+        """
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if self.value_mode == "adapter":
+            if options["use_reentrant"]:
+                raise ValueError(
+                    "gradient_checkpointing_kwargs: use_reentrant must be false with value_mode: adapter, or the "
+                    "activations of one role are recomputed in the other; use value_mode: head where it must be true"
+                )
+            options["context_fn"] = self._recompute_in_role
+        for model in (causal_lm(self.policy), self.value_model):
+            if model is not None:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **placement)
+        if self.is_peft:  # the embeddings are frozen: a checkpointed block needs an input that has a gradient
+            causal_lm(self.policy).enable_input_require_grads()
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **placement: Any
+    ) -> None:
+        """The same, by its newer name."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **placement)
+
+    def gradient_checkpointing_disable(self) -> None:
+        causal_lm(self.policy).gradient_checkpointing_disable()
+
+    # Roles
+
+    def set_trainable(self) -> None:
+        """Fix which parameters are trained, once: the policy's, the critic's, and nothing else."""
+        if not self.is_peft:
+            return
+        for name, parameter in self.policy.named_parameters():
+            parameter.requires_grad_(f".{POLICY}." in name or f".{VALUE}." in name)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name, the policy's and the critic's."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def is_critic(self, name: str) -> bool:
+        """Whether a parameter's name belongs to the critic."""
+        return name.startswith(("value_head.", "value_model.")) or f".{VALUE}." in name
+
+    @contextmanager
+    def role(self, adapter: str | None) -> Iterator[None]:
+        """Compute with this adapter, or with none, for a while."""
+        layers = self._adapter_layers()
+        before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+        for layer in layers:
+            layer._disable_adapters = adapter is NO_ADAPTER
+            if adapter is not NO_ADAPTER:
+                layer._active_adapter = [adapter]
+        try:
+            yield
+        finally:
+            for layer, (active, disabled) in zip(layers, before, strict=True):
+                layer._active_adapter, layer._disable_adapters = active, disabled
+
+    def _adapter_layers(self) -> list[Any]:
+        return [m for m in self.policy.modules() if hasattr(m, "_active_adapter") and hasattr(m, "_disable_adapters")]
+
+    def _recompute_in_role(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        active = next(iter(self._adapter_layers()))._active_adapter[0]
+        return nullcontext(), self.role(active)
+
+    def _copy_adapter(self, source: str, target: str) -> None:
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        self.policy.add_adapter(target, copy.deepcopy(self.policy.peft_config[source]))
+        weights = get_peft_model_state_dict(self.policy, adapter_name=source)
+        set_peft_model_state_dict(self.policy, {k: v.clone() for k, v in weights.items()}, adapter_name=target)
+
+    def add_reward_adapter(self, folder: Path) -> None:
+        """Load a reward model's adapter and score head beside the policy. Frozen.
+
+        The head is read by hand: loading a SEQ_CLS adapter onto a causal model drops it without a word.
+        """
+        from peft import PeftConfig, set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        config = PeftConfig.from_pretrained(str(folder))
+        config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, True
+        weights = load_file(folder / "adapter_model.safetensors")
+        heads = [name for name in weights if ".score." in name]
+        if len(heads) != 1:
+            raise ValueError(f"{folder} has {len(heads)} score heads; a reward model has one")
+        self.policy.add_adapter(REWARD, config)
+        head = weights.pop(heads[0])
+        result = set_peft_model_state_dict(self.policy, weights, adapter_name=REWARD)
+        if result.unexpected_keys:
+            raise ValueError(f"{folder} does not fit the policy's base: {result.unexpected_keys[:3]}")
+        self.score_head = nn.Linear(head.shape[1], 1, bias=False, device=self.device)
+        self.score_head.weight.data.copy_(head)
+        self.score_head.requires_grad_(False)
+        self.set_trainable()
+
+    def value_from_reward(self) -> None:
+        """Start the value adapter and head as the reward model's (Ouyang et al., 2022, appendix C.4)."""
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        assert self.score_head is not None
+        weights = get_peft_model_state_dict(self.policy, adapter_name=REWARD)
+        set_peft_model_state_dict(self.policy, {k: v.clone() for k, v in weights.items()}, adapter_name=VALUE)
+        self.value_head.weight.data.copy_(self.score_head.weight)
+        self.set_trainable()
+
+    # Computing
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, with_values: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probabilities, entropies and values of completion tokens, each (B, C).
+
+        `input_ids` and `attention_mask` are (B, P + C), prompts padded on the left and completions on the right;
+        `completion_mask` is (B, C). A token's value is that of the state before it. Zero on padding.
+        """
+        with self.role(POLICY), kept_hidden_states(trunk_of(self.policy)) as kept:
+            logprobs, entropies = self._logprobs(self.policy, input_ids, attention_mask, completion_mask)
+        values = self._values(kept[-1], input_ids, attention_mask, completion_mask) if with_values else None
+        return logprobs, entropies, values
+
+    def _values(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+        if self.value_mode != "head":
+            trunk = self.value_model if self.value_mode == "model" else trunk_of(self.policy)
+            with self.role(VALUE) if self.value_mode == "adapter" else nullcontext():
+                hidden = trunk(
+                    input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask),
+                    use_cache=False,
+                ).last_hidden_state  # fmt: skip
+        width = completion_mask.shape[1]
+        values: Tensor = self.value_head(hidden[:, -width - 1 : -1].to(self.value_head.weight.dtype))[..., 0].float()
+        return values * completion_mask
+
+    @torch.no_grad()
+    def reference_logprobs(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+        """The reference's log-probabilities of completion tokens (B, C)."""
+        return self.as_reference(lambda model: self._logprobs(model, input_ids, attention_mask, completion_mask)[0])
+
+    def as_reference(self, compute: Callable[[Any], T]) -> T:
+        """`compute(model)` in the reference's role."""
+        if self.reference_model is not None:
+            return compute(self.reference_model)
+        with self.role(self.reference):
+            return compute(self.policy)
+
+    def _logprobs(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        width = completion_mask.shape[1]
+        labels = torch.full_like(input_ids, -100)
+        labels[:, -width:] = input_ids[:, -width:].masked_fill(completion_mask == 0, -100)
+        out = causal_lm(model)(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask), labels=labels,
+            fused_lm_head=True,
+        )  # fmt: skip
+        entropy = out.entropy if out.entropy is not None else torch.zeros_like(out.log_probs)
+        return out.log_probs[:, -width:].float(), entropy[:, -width:].float()
+
+    @torch.no_grad()
+    def reward_scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The reward adapter's score (B,) of right-padded rows (B, T), at each row's last token."""
+        assert self.score_head is not None
+        with self.role(REWARD):
+            hidden = trunk_of(self.policy)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+        last = attention_mask.sum(1) - 1
+        pooled = hidden[torch.arange(len(last), device=hidden.device), last]
+        scores: Tensor = self.score_head(pooled.to(self.score_head.weight.dtype))[:, 0].float()
+        return scores
+
+
+def causal_lm(model: Any) -> Any:
+    """The causal language model under an adapter, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def trunk_of(model: Any) -> Any:
+    """A causal language model without its head."""
+    base = causal_lm(model)
+    return getattr(base, base.base_model_prefix)
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position ids that begin at the first attended token, whatever the padding: (B, T)."""
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+
+@contextmanager
+def kept_hidden_states(trunk: Any) -> Iterator[list[Tensor]]:
+    """The last hidden states (B, T, H) of each forward of `trunk` inside the block: the head of the critic needs what
+    the language-model head was given, and one pass gives both."""
+    kept: list[Tensor] = []
+    handle = trunk.register_forward_hook(lambda module, args, output: kept.append(output[0]))
+    try:
+        yield kept
+    finally:
+        handle.remove()

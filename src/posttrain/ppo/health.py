@@ -1,0 +1,103 @@
+"""What goes wrong in PPO before the reward says so, named when it begins.
+
+    kl runaway           more than KL_A_TOKEN nats a token from the reference, or four times kl_target
+    entropy collapse     less than a tenth of the entropy at the start
+    length growth        twice as long as at the start, and fewer than half as many completions stop
+    dead critic          it has explained nothing of the returns for PATIENCE rollouts
+    reward saturation    all completions of a rollout scored alike, for PATIENCE rollouts
+
+`on_unhealthy: warn` goes on, `stop` ends training there, `rollback` ends it with the weights of the last healthy
+rollout.
+"""
+
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+KL_A_TOKEN = 1.0
+PATIENCE = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: since which step, the number, and what to try."""
+
+    name: str
+    step: int
+    value: float
+    limit: float
+    advice: str
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.name} ({self.value:.4g}, limit {self.limit:.4g}). {self.advice}"
+
+
+class HealthWatch(TrainerCallback):  # type: ignore[misc]
+    """Looks at each rollout of `PPOTrainer`; a finding is reported once, when it begins, and again if it comes back."""
+
+    def __init__(self, on_unhealthy: str, kl_target: float | None) -> None:
+        self.on_unhealthy, self.kl_target = on_unhealthy, kl_target
+        self.findings: list[Finding] = []
+        self.wrong: set[str] = set()
+        self.first: dict[str, float] = {}
+        self.explained: deque[float] = deque(maxlen=PATIENCE)
+        self.spread: deque[float] = deque(maxlen=PATIENCE)
+        self.healthy: dict[str, torch.Tensor] = {}
+        self.end = False
+
+    def to_list(self) -> list[dict[str, Any]]:
+        return [asdict(f) for f in self.findings]
+
+    def look(self, step: int, metrics: Mapping[str, float], model: Any) -> None:
+        """Examine a rollout's numbers; `model` is still the one that drew it."""
+        found = self.examine(step, metrics)
+        begun = [f for f in found if f.name not in self.wrong]
+        self.wrong = {f.name for f in found}
+        self.findings += begun
+        for finding in begun:
+            warnings.warn(str(finding), stacklevel=2)
+        if self.on_unhealthy == "rollback" and not found:
+            self.healthy = {n: p.detach().clone() for n, p in model.trainable().items()}
+        self.end = self.end or bool(begun and self.on_unhealthy != "warn")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """End training where `look` said so; a rollback undoes this step too."""
+        if not self.end:
+            return
+        control.should_training_stop = True
+        with torch.no_grad():
+            for name, tensor in self.healthy.items():
+                model.trainable()[name].copy_(tensor)
+
+    def examine(self, step: int, metrics: Mapping[str, float]) -> list[Finding]:
+        """What is wrong with this rollout, given those before it."""
+        kl, length = metrics["objective/kl"], metrics["completions/mean_length"]
+        entropy, stopped = metrics["objective/entropy"], metrics["completions/stopped"]
+        if not self.first:
+            self.first = {"entropy": entropy, "length": length, "stopped": stopped}
+        self.explained.append(metrics["value/explained_variance"])
+        self.spread.append(metrics["objective/scores_std"])
+        found = []
+
+        limit = KL_A_TOKEN * length if self.kl_target is None else 4 * self.kl_target
+        if kl > limit:
+            advice = "Raise kl_coef, set kl_target, or lower learning_rate."
+            found.append(Finding("kl runaway", step, kl, limit, advice))
+        if entropy < 0.1 * self.first["entropy"]:
+            advice = "Raise kl_coef, or lower learning_rate or num_ppo_epochs."
+            found.append(Finding("entropy collapse", step, entropy, 0.1 * self.first["entropy"], advice))
+        if length > 2 * self.first["length"] and stopped < 0.5 * self.first["stopped"]:
+            advice = "Set missing_eos_penalty; the reward may prefer long answers."
+            found.append(Finding("length growth", step, length, 2 * self.first["length"], advice))
+        if len(self.explained) == PATIENCE and max(self.explained) <= 0:
+            advice = "Raise critic_learning_rate or vf_coef, set critic_warmup_steps, or use value_mode: adapter."
+            found.append(Finding("dead critic", step, max(self.explained), 0.0, advice))
+        if len(self.spread) == PATIENCE and max(self.spread) < 1e-6:
+            advice = "The reward no longer tells completions apart: other prompts, or another reward."
+            found.append(Finding("reward saturation", step, max(self.spread), 1e-6, advice))
+        return found

@@ -1,0 +1,509 @@
+"""PPO on transformers' own training loop.
+
+The loop asks `_prepare_inputs` for each micro-batch and `compute_loss` for its loss; all else - accumulation,
+clipping, schedules, checkpoints, callbacks, DeepSpeed - is transformers'. So a rollout is made when its first
+micro-batch is asked for, kept, shuffled anew for each pass, and handed out piece by piece:
+
+    rollout = num_ppo_epochs passes
+    pass    = num_mini_batches optimizer steps
+    step    = gradient_accumulation_steps micro-batches of per_device_train_batch_size
+
+The rollout and the state of the controllers are saved with a checkpoint: a resumed run is the same run.
+"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from trl.trainer.base_trainer import _BaseTrainer
+
+from ..generation import end_tokens, generate_ids
+from ..sampling import as_turn
+from ..tokens import render
+from . import objective
+from .actor_critic import ActorCritic
+from .config import PPOConfig
+from .health import HealthWatch
+from .objective import KLController, RunningMoments
+from .rewards import as_reward
+from .rollout import Rollout, RolloutSampler, micro_batches, pad_left, pad_right, uniforms
+
+STATE, WEIGHTS, ROLLOUT = "ppo_state.json", "actor_critic.safetensors", "rollout-{rank}.safetensors"
+
+
+class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
+    """Proximal policy optimisation of a language model, used like TRL's online trainers.
+
+    Args:
+        model: a causal language model, a folder or hub id of one, or a PeftModel. A PeftModel's reference is a frozen
+            copy of its adapter; with `peft_config`, it is the model without adapter.
+        reward_funcs: one or several of: the folder of a reward adapter that was trained on this policy's base; a
+            sequence-classification model; a function `f(prompts=, completions=, <column>=..., **_) -> list[float]`.
+        args: the settings.
+        train_dataset: rows with a `prompt`, plain or conversational; their other columns reach the functions.
+        eval_dataset: the same, to measure on.
+        processing_class: the policy's tokenizer.
+        reward_processing_classes: one tokenizer a reward, None where it has none of its own.
+        peft_config: makes a fresh adapter.
+
+    Raises ValueError for what does not fit together, before anything is drawn.
+    """
+
+    _tag_names: ClassVar = ["trl", "ppo"]
+    _name = "PPO"
+    _paper: ClassVar = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}
+    # `compute_loss` divides by the tokens of the whole optimizer step itself.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any,
+        args: PPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: Any = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+    ) -> None:
+        from peft import get_peft_model
+        from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+        from trl.trainer.utils import disable_dropout_in_model
+
+        args = args or PPOConfig("ppo")
+        set_seed(args.seed)
+        if isinstance(model, str):
+            model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        continued = hasattr(model, "peft_config")
+        if continued and peft_config is not None:
+            raise ValueError("peft_config is for a model without adapter; this one has one, which is trained on")
+        if peft_config is not None:
+            model = get_peft_model(model, peft_config)
+        _check_dataset(train_dataset, "train_dataset", args)
+        if eval_dataset is not None:
+            _check_dataset(eval_dataset, "eval_dataset", args)
+        disable_dropout_in_model(model)
+        actor_critic = ActorCritic(
+            model, value_mode=args.value_mode, copy_reference=continued, temperature=args.temperature
+        )
+        funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+        tokenizers = reward_processing_classes
+        if not isinstance(tokenizers, (list, tuple)):
+            tokenizers = [tokenizers] * len(funcs)
+        self.rewards = [as_reward(f, t, actor_critic, tokenizer) for f, t in zip(funcs, tokenizers, strict=True)]
+        self.reward_weights = args.reward_weights or [1.0] * len(funcs)
+        if len(self.reward_weights) != len(funcs):
+            raise ValueError(f"reward_weights has {len(self.reward_weights)} numbers for {len(funcs)} rewards")
+        if args.value_mode == "adapter" and actor_critic.score_head is not None:
+            actor_critic.value_from_reward()
+
+        self.optimizer: Any
+        self.tokenizer = tokenizer
+        self.ends = end_tokens(model, tokenizer)
+        self.kl = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
+        self.score_moments = RunningMoments()
+        self.rollout: Rollout | None = None
+        self.rollouts = 0  # made so far
+        self.batches: list[Tensor] = []
+        self.tokens_a_step: list[float] = []
+        self.abandoned = False  # past kl_stop, the rest of a rollout is not trained on
+        self._step = 0  # micro-batches so far
+        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self.samples: list[dict[str, Any]] = []
+        self.health = HealthWatch(args.on_unhealthy, args.kl_target)
+        super().__init__(
+            model=actor_critic,
+            args=args,
+            data_collator=_as_they_are,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.add_callback(self.health)
+        if args.kl_stop is not None and self.is_deepspeed_enabled:
+            raise ValueError("kl_stop: DeepSpeed's engine cannot leave out an optimizer step; set kl_target instead")
+
+    # Data
+
+    def get_train_dataloader(self) -> Any:
+        """Batches of a whole rollout, each as often as the rollout has micro-steps."""
+        return self._get_dataloader(
+            dataset=self.train_dataset,
+            description="Training",
+            batch_size=self.args.rollout_size,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _get_train_sampler(self, dataset: Any = None) -> RolloutSampler:
+        return RolloutSampler(
+            len(self.train_dataset),
+            self.args.rollout_size * self.args.world_size,
+            self.micro_steps,
+            seed=self.args.seed,
+            shuffle=self.args.shuffle_dataset,
+        )
+
+    @property
+    def micro_steps(self) -> int:
+        """Micro-batches of one rollout, over all its passes."""
+        steps: int = self.args.micro_batches * self.args.num_ppo_epochs
+        return steps
+
+    def describe_work(self) -> str:
+        """What a run amounts to, in one line."""
+        args = self.args
+        size = args.rollout_size * args.world_size
+        rollouts = len(self.train_dataset) // size
+        steps = args.num_mini_batches * args.num_ppo_epochs
+        total = args.max_steps if args.max_steps > 0 else round(rollouts * args.num_train_epochs) * steps
+        return (
+            f"rollout {size} = {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x "
+            f"{args.num_mini_batches} mini-batches x {args.world_size} processes; {args.num_ppo_epochs} passes each; "
+            f"{-(-total // steps)} rollouts; {total} steps"
+        )
+
+    # Rollout
+
+    def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        """The micro-batch that is due; at a rollout's first one, the rollout."""
+        if not self.model.training:
+            rollout = self._make_rollout(inputs, "eval")
+            return self._micro_batch(rollout, torch.arange(len(rollout)), rollout.completion_mask.sum())
+        at = self._step % self.micro_steps
+        if at == 0:
+            self.rollout = self._make_rollout(inputs, "train")
+            self.rollouts += 1
+            self.abandoned = False
+        assert self.rollout is not None
+        epoch, number = divmod(at, self.args.micro_batches)
+        if number == 0 or not self.batches:
+            self._deal(epoch)
+        step = number // self.args.gradient_accumulation_steps
+        return self._micro_batch(self.rollout, self.batches[number], self.tokens_a_step[step])
+
+    def _deal(self, epoch: int) -> None:
+        """Shuffle the rollout into micro-batches, and count each optimizer step's tokens over all processes."""
+        assert self.rollout is not None
+        lengths = self.rollout.completion_mask.sum(1)
+        self.batches = micro_batches(
+            self.args.seed + self.args.process_index, self.rollouts, epoch, lengths.tolist(),
+            self.args.num_mini_batches, self.args.per_device_train_batch_size,
+        )  # fmt: skip
+        accumulated = self.args.gradient_accumulation_steps
+        mine = torch.stack([lengths[rows].sum() for rows in self.batches]).view(-1, accumulated).sum(1)
+        self.tokens_a_step = self.accelerator.reduce(mine.float(), "sum").tolist()
+
+    def _micro_batch(self, rollout: Rollout, rows: Tensor, tokens: Any) -> dict[str, Any]:
+        return {**rollout.select(rows), "tokens": float(tokens)}
+
+    @torch.no_grad()
+    def _make_rollout(self, rows: Sequence[dict[str, Any]], mode: str) -> Rollout:
+        args, model = self.args, self.model
+        device, was_training = self.accelerator.device, model.training
+        model.eval()
+        clock = time.perf_counter()
+
+        prompts = [row["prompt"] for row in rows]
+        prompt_rows = [render(p, self.tokenizer, add_generation_prompt=not isinstance(p, str)) for p in prompts]
+        prompt_ids, prompt_mask = (t.to(device) for t in pad_left(prompt_rows, self.tokenizer.pad_token_id))
+        first = args.process_index * len(rows)
+        numbers = uniforms(
+            args.seed if mode == "train" else args.seed + 1, self.rollouts, range(first, first + len(rows)),
+            args.max_completion_length,
+        )  # fmt: skip
+        drawn = self._draw(prompt_ids, prompt_mask, numbers)
+        completion_ids, completion_mask = (t.to(device) for t in pad_right(drawn, self.tokenizer.pad_token_id))
+        clock = self._lap(mode, "time/rollout", clock)
+
+        # Scores
+        texts = self.tokenizer.batch_decode(drawn, skip_special_tokens=True)
+        completions = [as_turn(p, text) for p, text in zip(prompts, texts, strict=True)]
+        columns = {k: [row[k] for row in rows] for k in rows[0] if k != "prompt"}
+        by_reward = torch.tensor(
+            [reward(prompts, completions, completion_ids=drawn, **columns) for reward in self.rewards], device=device
+        )
+        weights = torch.tensor(self.reward_weights, device=device)
+        raw = (by_reward * weights[:, None]).nansum(0)
+        stopped = torch.tensor([ids[-1] in self.ends for ids in drawn], device=device)
+        scores = self._shape_scores(raw, stopped, mode)
+        clock = self._lap(mode, "time/scoring", clock)
+
+        # Log-probabilities and values
+        old, ref, values, entropies = self._evaluate(prompt_ids, prompt_mask, completion_ids, completion_mask)
+        clock = self._lap(mode, "time/evaluating", clock)
+
+        mask = completion_mask.float()
+        kl = objective.kl_per_token(old, ref, args.kl_estimator)
+        rewards = objective.token_rewards(scores, kl, mask, self.kl.coef)
+        advantages = objective.generalized_advantages(rewards, values, mask, args.gamma, args.lam)
+        returns = advantages + values * mask
+        if args.whiten_advantages:
+            total = self.accelerator.reduce(objective.moments(advantages, mask), "sum")
+            advantages = objective.whiten(advantages, mask, total.to(advantages.dtype))
+        rollout = Rollout(
+            prompt_ids, prompt_mask, completion_ids, completion_mask, old, values, advantages, returns,
+        )  # fmt: skip
+
+        spread = self._std(returns, mask)
+        kl_sum = self._mean(((old - ref) * mask).sum(1))
+        if mode == "train":
+            self.kl.update(kl_sum, len(rows) * args.world_size)
+        for number, reward in enumerate(self.rewards):
+            self._log(mode, f"rewards/{reward.name}", self._mean(by_reward[number]))
+        metrics = {
+            "objective/scores": self._mean(raw),
+            "objective/scores_std": self._std(raw, torch.ones_like(raw)),
+            "objective/kl": kl_sum,
+            "objective/kl_coef": self.kl.coef,
+            "objective/entropy": self._mean((entropies * mask).sum(1) / mask.sum(1)),
+            "objective/rlhf_reward": self._mean(rewards.sum(1)),
+            "value/explained_variance": (
+                1 - (self._std(returns - values, mask) / spread) ** 2 if spread else float("nan")
+            ),
+            "completions/mean_length": self._mean(mask.sum(1)),
+            "completions/stopped": self._mean(stopped.float()),
+        }
+        for name, value in metrics.items():
+            self._log(mode, name, value)
+        if mode == "train":
+            self.health.look(self.state.global_step, metrics, self.model)
+        self.samples = [
+            {"prompt": p, "completion": text, "score": float(s)}
+            for p, text, s in list(zip(prompts, texts, raw, strict=True))[: args.log_completions]
+        ]
+        model.train(was_training)
+        return rollout
+
+    def _draw(self, prompt_ids: Tensor, prompt_mask: Tensor, numbers: Tensor) -> list[list[int]]:
+        from trl.models.utils import unwrap_model_for_generation
+
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as unwrapped:
+            return generate_ids(
+                unwrapped.policy, self.tokenizer, prompt_ids, prompt_mask, temperature=self.args.temperature,
+                max_new_tokens=self.args.max_completion_length, uniforms=numbers,
+            )  # fmt: skip
+
+    def _shape_scores(self, raw: Tensor, stopped: Tensor, mode: str) -> Tensor:
+        """Normalised by what was seen so far, cut, and lowered where EOS is missing: (B,)."""
+        args, scores = self.args, raw.double()
+        if args.reward_normalization:
+            if mode == "train":
+                ones = torch.ones_like(scores)
+                self.score_moments.update(*self.accelerator.reduce(objective.moments(scores, ones), "sum").tolist())
+            scores = (scores - self.score_moments.mean) / self.score_moments.std
+        if args.reward_clip is not None:
+            scores = scores.clamp(-args.reward_clip, args.reward_clip)
+        if args.missing_eos_penalty is not None:
+            scores = scores - args.missing_eos_penalty * (~stopped).double()
+        return scores.float()
+
+    def _evaluate(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+    ) -> Any:
+        """Log-probabilities of policy and reference, values and entropies, each (B, C), a micro-batch at a time."""
+        width = completion_ids.shape[1]
+        parts: list[list[Tensor]] = [[], [], [], []]
+        for rows in torch.split(torch.arange(len(prompt_ids)), self.args.per_device_train_batch_size):
+            ids = torch.cat([prompt_ids[rows], completion_ids[rows]], 1)
+            attended = torch.cat([prompt_mask[rows], completion_mask[rows]], 1)
+            with self.compute_loss_context_manager():
+                old, entropy, values = self.model_wrapped(ids, attended, completion_mask[rows])
+                model = self.accelerator.unwrap_model(self.model_wrapped)
+                ref = model.reference_logprobs(ids, attended, completion_mask[rows])
+            for part, tensor in zip(parts, (old, ref, values, entropy), strict=True):
+                part.append(tensor[:, :width].float())
+        return [torch.cat(part) for part in parts]
+
+    # Update
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The micro-batch's share of the optimizer step's loss: token losses over the step's tokens, everywhere."""
+        args, mask = self.args, inputs["completion_mask"].float()
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        attended = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        logprobs, _, values = model(ids, attended, inputs["completion_mask"])
+        high = args.clip_range if args.clip_range_high is None else args.clip_range_high
+        policy = objective.policy_loss(
+            logprobs, inputs["old_logprobs"], inputs["advantages"], mask, args.clip_range, high, args.dual_clip
+        )
+        value = objective.value_loss(values, inputs["old_values"], inputs["returns"], mask, args.value_clip)
+        warming = self.state.global_step < args.critic_warmup_steps
+        # DDP and DeepSpeed average gradients over processes; the sum is wanted.
+        scale = args.world_size / inputs["tokens"]
+        loss = scale * ((0.0 if warming else 1.0) * policy.loss.sum() + args.vf_coef * value.loss.sum())
+
+        with torch.no_grad():
+            mode = "train" if self.model.training else "eval"
+            log_ratio = (logprobs - inputs["old_logprobs"]) * mask
+            approx_kl = (torch.expm1(log_ratio) - log_ratio).sum() / mask.sum()
+            for name, tensor in {
+                "loss/policy": policy.loss.sum() / mask.sum(),
+                "loss/value": value.loss.sum() / mask.sum(),
+                "policy/approx_kl": approx_kl,
+                "policy/clip_fraction": policy.clipped.sum() / mask.sum(),
+                "policy/ratio": objective.masked_mean(policy.ratio, mask),
+                "value/clip_fraction": value.clipped.sum() / mask.sum(),
+            }.items():
+                self._log(mode, name, float(tensor))
+            if mode == "train" and args.kl_stop is not None:
+                self.abandoned = self.abandoned or self._mean(approx_kl[None]) > args.kl_stop
+        return (loss, {}) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch. Past `kl_stop` the rest of the rollout leaves no gradient, and so no step."""
+        clock = time.perf_counter()
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.abandoned:
+            model.zero_grad(set_to_none=True)
+        self._step += 1
+        self._metrics["train"]["time/step"].append(time.perf_counter() - clock)
+        return loss
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """Draw, score and measure one batch of evaluation prompts."""
+        with torch.no_grad():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Two groups: the policy's parameters, and the critic's with a learning rate of their own."""
+        if self.optimizer is None:  # transformers sets it
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            named = self.model.trainable()
+            critic_lr = self.args.critic_learning_rate or self.args.learning_rate
+            decay = {"weight_decay": self.args.weight_decay}
+            self.optimizer = cls(
+                [
+                    {"params": [p for n, p in named.items() if not self.model.is_critic(n)], **decay},
+                    {"params": [p for n, p in named.items() if self.model.is_critic(n)], **decay, "lr": critic_lr},
+                ],
+                **options,
+            )
+        return self.optimizer
+
+    # Logging
+
+    def _log(self, mode: str, name: str, value: float) -> None:
+        self._metrics[mode][name].append(value)
+
+    def _lap(self, mode: str, name: str, since: float) -> float:
+        now = time.perf_counter()
+        self._log(mode, name, now - since)
+        return now
+
+    def _mean(self, values: Tensor) -> float:
+        """Mean over all processes of values (B,); NaN are left out."""
+        there = ~values.isnan()
+        pair = torch.stack([values.nansum().double(), there.sum().double()])
+        total, count = self.accelerator.reduce(pair, "sum").tolist()
+        return total / count if count else float("nan")
+
+    def _std(self, values: Tensor, mask: Tensor) -> float:
+        """Standard deviation over all processes of the values where `mask` is 1."""
+        count, first, second = self.accelerator.reduce(objective.moments(values, mask), "sum").tolist()
+        return float(max(0.0, second / count - (first / count) ** 2) ** 0.5)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        prefix = "eval_" if mode == "eval" else ""
+        for name, values in self._metrics[mode].items():
+            known = [v for v in values if v == v]
+            if known:
+                logs[prefix + name] = sum(known) / len(known)
+        self._metrics[mode].clear()
+        super().log(logs, start_time)
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Everything that is trained, in one safetensors file; the base is not written again and again."""
+        from safetensors.torch import save_file
+
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        save_file({n: p.detach().contiguous().cpu() for n, p in model.trainable().items()}, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        from safetensors.torch import load_file
+
+        folder = Path(resume_from_checkpoint)
+        target = self.accelerator.unwrap_model(model if model is not None else self.model)
+        saved, mine = load_file(folder / WEIGHTS), target.trainable()
+        if saved.keys() != mine.keys():
+            raise ValueError(f"{folder / WEIGHTS} holds other parameters: {sorted(saved.keys() ^ mine.keys())[:3]}")
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(saved[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._load_state(Path(checkpoint))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Before transformers writes its state, whose presence says that a checkpoint is whole."""
+        from safetensors.torch import save_file
+
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.rollout is not None and self._step % self.micro_steps:
+            save_file(
+                {k: v.cpu() for k, v in self.rollout.state().items()},
+                folder / ROLLOUT.format(rank=self.args.process_index),
+            )
+        if self.args.should_save:
+            state = {
+                "step": self._step, "rollouts": self.rollouts, "abandoned": self.abandoned, "kl_coef": self.kl.coef,
+                "score_moments": vars(self.score_moments), "world_size": self.args.world_size,
+            }  # fmt: skip
+            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+        super()._save_checkpoint(model, trial)
+
+    def _load_state(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if state["world_size"] != self.args.world_size:
+            raise ValueError(
+                f"{folder} was written by {state['world_size']} processes, this run has {self.args.world_size}; a "
+                "rollout cannot be shared out anew in its middle: resume with as many"
+            )
+        self._step, self.rollouts, self.abandoned = state["step"], state["rollouts"], state["abandoned"]
+        self.kl.coef = state["kl_coef"]
+        vars(self.score_moments).update(state["score_moments"])
+        file = folder / ROLLOUT.format(rank=self.args.process_index)
+        if self._step % self.micro_steps:
+            self.rollout = Rollout(**{k: v.to(self.accelerator.device) for k, v in load_file(file).items()})
+            self._deal((self._step % self.micro_steps) // self.args.micro_batches)
+
+
+def _as_they_are(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return rows
+
+
+def _check_dataset(dataset: Any, name: str, args: PPOConfig) -> None:
+    if dataset is None or not len(dataset):
+        raise ValueError(f"{name} is empty; PPO needs rows with a prompt")
+    if "prompt" not in dataset.column_names:
+        raise ValueError(f"{name} has no column 'prompt'; it has {', '.join(dataset.column_names)}")
+    needed = args.rollout_size * args.world_size
+    if name == "train_dataset" and len(dataset) < needed:
+        raise ValueError(
+            f"{name} has {len(dataset)} prompts, one rollout takes {needed}; lower num_mini_batches or add rows"
+        )

@@ -1,0 +1,90 @@
+"""A PPO trainer on the tiny model, in this process."""
+
+import pytest
+from datasets import Dataset
+
+from conftest import WORDS
+
+PROMPTS = [f"{w[1:]} ->" for w in WORDS]
+
+
+def count_e(prompts, completions, **columns):
+    return [float(c.count("e")) for c in completions]
+
+
+@pytest.fixture
+def make(tiny, tmp_path):
+    """`make(rewards=..., continued=..., peft=..., **settings)`: a trainer of 12 prompts, 8 tokens each at most."""
+    from peft import LoraConfig, PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from posttrain.ppo import PPOConfig, PPOTrainer
+
+    def build(*, rewards=count_e, peft=True, continued=None, rows=None, tokenizer=None, callbacks=None, **settings):
+        import torch
+
+        options = {
+            "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "num_ppo_epochs": 2,
+            "num_mini_batches": 1, "max_completion_length": 8, "learning_rate": 1e-2, "max_steps": 4,
+            "lr_scheduler_type": "constant", "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+            "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True, "seed": 3,
+            "output_dir": str(tmp_path / "ppo"),
+        } | settings  # fmt: skip
+        model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+        config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        if continued is not None:
+            model = PeftModel.from_pretrained(model, continued, is_trainable=True)
+        trainer = PPOTrainer(
+            model,
+            rewards,
+            args=PPOConfig(**options),
+            train_dataset=Dataset.from_list(rows or [{"prompt": p} for p in PROMPTS]),
+            processing_class=tokenizer or AutoTokenizer.from_pretrained(tiny),
+            peft_config=config if peft and continued is None else None,
+            callbacks=callbacks,
+        )
+        return trainer
+
+    return build
+
+
+@pytest.fixture
+def adapter(tiny, tmp_path):
+    """The folder of an adapter that changes the policy: what an SFT stage leaves."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1, generator=generator)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def reward_adapter(tiny, tmp_path):
+    """The folder of a reward model's adapter and score head, and the model itself."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(6)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=1, dtype=torch.float32)
+    model = get_peft_model(
+        model,
+        LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="SEQ_CLS", modules_to_save=["score"]),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    model.save_pretrained(tmp_path / "reward" / "adapter")
+    return tmp_path / "reward" / "adapter", model.eval()
+
+
+def tensors(trainer):
+    """The trained tensors by name, copied."""
+    return {n: p.detach().clone() for n, p in trainer.model.trainable().items()}

@@ -1,0 +1,266 @@
+"""The trainer against plain references, and the properties that PPO must have."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from posttrain.ppo.actor_critic import POLICY, REFERENCE, positions, trunk_of
+
+from .conftest import PROMPTS, count_e, tensors
+
+MODES = ["head", "adapter", "model"]
+
+
+def first_rollout(trainer, number=0):
+    size = trainer.args.rollout_size
+    rows = [trainer.train_dataset[i] for i in range(number * size, (number + 1) * size)]
+    trainer.model.train()
+    return trainer._make_rollout(rows, "train")
+
+
+def close(a, b, tolerance=1e-6):
+    assert a.keys() == b.keys()
+    return max((a[n] - b[n]).abs().max().item() for n in a) <= tolerance
+
+
+@pytest.mark.parametrize("value_mode", MODES)
+@pytest.mark.parametrize("start", ["fresh", "continued"])
+def test_at_the_first_step_nothing_has_moved(make, adapter, value_mode, start):
+    """Ratio 1 and KL 0, also when the reference is a copy of an adapter and not the base."""
+    trainer = make(
+        value_mode=value_mode, continued=adapter if start == "continued" else None, num_ppo_epochs=1, max_steps=1
+    )
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["policy/ratio"] == pytest.approx(1, abs=1e-6)
+    assert log["objective/kl"] == pytest.approx(0, abs=1e-6)
+    assert log["policy/approx_kl"] == pytest.approx(0, abs=1e-9)
+    assert (trainer.model.reference == REFERENCE) == (start == "continued")
+
+
+def test_the_reference_of_a_continued_adapter_is_not_the_base(make, adapter):
+    trainer = make(continued=adapter)
+    rollout = first_rollout(trainer)
+    ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], 1)
+    attended = torch.cat([rollout.prompt_mask, rollout.completion_mask], 1)
+    model = trainer.model
+    ref = model.reference_logprobs(ids, attended, rollout.completion_mask)
+    model.reference = None
+    base = model.reference_logprobs(ids, attended, rollout.completion_mask)
+    assert (ref - base).abs().max() > 0.1
+    assert torch.allclose(ref, rollout.old_logprobs, atol=1e-6)
+
+
+@pytest.mark.parametrize("value_mode", MODES)
+def test_only_policy_and_critic_move(make, adapter, reward_adapter, value_mode):
+    """Base, reference and reward are bit-identical after several updates; each trained tensor has moved."""
+    trainer = make(continued=adapter, rewards=str(reward_adapter[0]), value_mode=value_mode)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trained = set(trainer.model.trainable())
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        moved = not torch.equal(parameter, before[name])
+        assert moved == (name in trained), name
+    assert all(f".{POLICY}." in n or trainer.model.is_critic(n) for n in trained)
+
+
+def test_the_update_is_that_of_a_plain_implementation(make):
+    """One optimizer step against PPO's equations written on plain logits, with clipping of the gradient and Adam."""
+    trainer = make(
+        num_ppo_epochs=1, max_steps=1, temperature=0.7, max_grad_norm=0.5, kl_coef=0.1, shuffle_dataset=False
+    )
+    plain = copy.deepcopy(trainer.model)
+    trainer.train()
+
+    rollout = trainer.rollout
+    ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], 1)
+    attended = torch.cat([rollout.prompt_mask, rollout.completion_mask], 1)
+    mask, start = rollout.completion_mask.float(), rollout.prompt_ids.shape[1]
+    texts = [
+        trainer.tokenizer.decode(row[m == 1], skip_special_tokens=True)
+        for row, m in zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+    ]
+    base = plain.policy.get_base_model()
+    hidden = trunk_of(plain.policy)(input_ids=ids, attention_mask=attended, position_ids=positions(attended))[0]
+    logits = base.lm_head(hidden)[:, start - 1 : -1] / 0.7
+    logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, start:, None])[..., 0] * mask
+    assert torch.allclose(logprobs, rollout.old_logprobs, atol=1e-5)
+    scores = torch.tensor(count_e(None, texts))
+    rewards = torch.zeros_like(mask)
+    rewards[torch.arange(4), mask.sum(1).long() - 1] = scores  # KL is zero, and so is the critic
+    advantages = torch.zeros_like(mask)
+    for t in reversed(range(mask.shape[1])):
+        later = advantages[:, t + 1] if t + 1 < mask.shape[1] else 0
+        advantages[:, t] = rewards[:, t] + 0.95 * later
+    returns = advantages * mask
+    there = returns[mask.bool()]
+    white = (returns - there.mean()) / (there.var(unbiased=False) + 1e-8).sqrt()
+    values = plain.value_head(hidden[:, start - 1 : -1])[..., 0]
+    loss = (-(white * (logprobs - logprobs.detach()).exp()) + 0.1 * (values - returns) ** 2 / 2) * mask
+    parameters = plain.trainable()
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2, eps=1e-5, weight_decay=0.0)
+    (loss.sum() / mask.sum()).backward()
+    torch.nn.utils.clip_grad_norm_(parameters.values(), 0.5)
+    optimizer.step()
+    assert close(trained_tensors(trainer), {n: p.detach() for n, p in parameters.items()}, 1e-5)
+
+
+def trained_tensors(trainer):
+    return {n: p.detach() for n, p in trainer.accelerator.unwrap_model(trainer.model_wrapped).trainable().items()}
+
+
+def trained_by(trainer):
+    trainer.train()
+    return tensors(trainer)
+
+
+def test_micro_batches_change_nothing(make):
+    """Ragged completions in one batch of 4, or four of 1: the token weights are those of the whole step."""
+    whole = trained_by(make())
+    assert close(trained_by(make(per_device_train_batch_size=1, gradient_accumulation_steps=4)), whole, 2e-5)
+    assert close(trained_by(make(per_device_train_batch_size=2, gradient_accumulation_steps=2)), whole, 2e-5)
+
+
+@pytest.mark.parametrize("value_mode", MODES)
+def test_checkpointing_changes_nothing(make, adapter, value_mode):
+    plain = trained_by(make(value_mode=value_mode, continued=adapter))
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    assert close(trained_by(make(value_mode=value_mode, continued=adapter, **options)), plain)
+
+
+def test_reentrant_checkpointing_with_a_value_adapter_is_refused(make):
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(ValueError, match="use_reentrant must be false"):
+        make(value_mode="adapter", **options).train()
+
+
+def test_a_pad_token_that_is_eos_changes_nothing(make, tiny):
+    from transformers import AutoTokenizer
+
+    distinct = AutoTokenizer.from_pretrained(tiny)
+    distinct.pad_token = "<|endoftext|>"
+    assert close(trained_by(make(tokenizer=distinct)), trained_by(make()))
+
+
+def test_steps_are_epochs_times_mini_batches(make):
+    trainer = make(
+        per_device_train_batch_size=1, gradient_accumulation_steps=2, num_mini_batches=3, num_ppo_epochs=2,
+        max_steps=-1, num_train_epochs=1,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.rollouts == len(PROMPTS) // 6
+    assert trainer.state.global_step == trainer.rollouts * 2 * 3
+
+
+@pytest.mark.parametrize("value_mode", MODES)
+def test_a_resumed_run_is_the_same_run(make, tmp_path, value_mode):
+    """Checkpoints after each step: in the middle of a rollout's passes, between rollouts, and in the second epoch."""
+    options = {
+        "value_mode": value_mode, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+        "num_mini_batches": 1, "max_steps": 9, "kl_target": 0.05, "reward_normalization": True,
+    }  # fmt: skip
+    whole = make(save_strategy="steps", save_steps=1, output_dir=str(tmp_path / "whole"), **options)
+    whole.train()
+    assert whole.state.epoch > 1
+    for step in (1, 4, 7):
+        again = make(output_dir=str(tmp_path / f"again{step}"), **options)
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert close(tensors(again), tensors(whole), 0), step
+        assert again.kl.coef == whole.kl.coef
+
+
+def test_full_fine_tuning_has_models_of_its_own(make):
+    trainer = make(peft=False, value_mode="model", learning_rate=1e-3)
+    reference = copy.deepcopy(trainer.model.reference_model.state_dict())
+    trainer.train()
+    for name, tensor in trainer.model.reference_model.state_dict().items():
+        assert torch.equal(tensor, reference[name])
+    moved = [n for n, p in trainer.model.policy.named_parameters() if not torch.equal(p, reference[n])]
+    assert len(moved) == len(reference) - 1  # the head is tied to the embedding
+
+
+def test_an_adapter_for_values_needs_a_policy_with_one(make):
+    with pytest.raises(ValueError, match="value_mode: adapter needs a policy with an adapter"):
+        make(peft=False, value_mode="adapter")
+
+
+def test_too_few_prompts_are_refused(make):
+    with pytest.raises(ValueError, match="has 12 prompts, one rollout takes 16"):
+        make(per_device_train_batch_size=16)
+
+
+def test_past_the_kl_stop_a_rollout_is_left(make):
+    trainer = make(kl_stop=1e-12, num_ppo_epochs=4, max_steps=4)
+    at = []
+    step = trainer.training_step
+
+    def watched(*args, **kwargs):
+        result = step(*args, **kwargs)
+        at.append(trainer.abandoned)
+        return result
+
+    trainer.training_step = watched
+    trainer.train()
+    one = trained_by(make(num_ppo_epochs=4, max_steps=1))
+    assert at == [False, True, True, True]
+    assert close(tensors(trainer), one, 0)
+
+
+def test_the_critics_warm_up_leaves_the_policy_alone(make):
+    trainer = make(critic_warmup_steps=4, value_mode="adapter")
+    before = tensors(trainer)
+    trainer.train()
+    for name, tensor in tensors(trainer).items():
+        if not trainer.model.is_critic(name):
+            assert torch.equal(tensor, before[name]), name
+    assert trainer.model.value_head.weight.abs().max() > 0
+
+
+def test_it_learns(make):
+    """Completions with more of a letter, three seeds."""
+    for seed in (1, 2, 3):
+        trainer = make(seed=seed, num_train_epochs=10, max_steps=-1, kl_coef=0.0)
+        trainer.train()
+        scores = [r["objective/scores"] for r in trainer.state.log_history if "objective/scores" in r]
+        assert sum(scores[-5:]) > sum(scores[:5]) + 2.5, seed
+
+
+def test_metrics_are_numbers_of_the_run(make):
+    trainer = make()
+    trainer.train()
+    json.dumps(trainer.state.log_history)
+    log = trainer.state.log_history[0]
+    assert log["completions/mean_length"] <= 8
+    assert 0 <= log["completions/stopped"] <= 1
+    assert log["rewards/count_e"] == log["objective/scores"]
+    # Explained variance, of the last rollout, from its tensors.
+    rollout, mask = trainer.rollout, trainer.rollout.completion_mask.bool()
+    returns, values = (t[mask].double() for t in (rollout.returns, rollout.old_values))
+    expected = 1 - (returns - values).var() / returns.var()
+    last = [r for r in trainer.state.log_history if "value/explained_variance" in r][-1]
+    assert last["value/explained_variance"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_bandit_reaches_the_optimum_of_reward_and_kl(make):
+    """One token is drawn and judged: pi*(a) is proportional to pi_ref(a) exp(r(a) / kl_coef)."""
+
+    def odd(prompts, completions, completion_ids, **_):
+        return [float(ids[0] % 2 == 1) for ids in completion_ids]
+
+    trainer = make(
+        rewards=odd, rows=[{"prompt": "b"}] * 64, per_device_train_batch_size=64, max_completion_length=1,
+        max_steps=300, num_ppo_epochs=2, learning_rate=1e-3, peft=False, lr_scheduler_type="linear", kl_coef=0.5,
+        whiten_advantages=False, vf_coef=1.0, critic_learning_rate=3e-2, value_clip=None,
+    )  # fmt: skip
+    trainer.train()
+    ids = torch.tensor([trainer.tokenizer("b")["input_ids"]])
+    model = trainer.model.eval()
+    with torch.no_grad():
+        policy = torch.log_softmax(model.policy(input_ids=ids).logits[0, -1], -1)
+        reference = torch.log_softmax(model.as_reference(lambda m: m(input_ids=ids)).logits[0, -1], -1)
+    best = torch.log_softmax(reference + (torch.arange(len(reference)) % 2 == 1) / 0.5, -1)
+    start = (best.exp() * (best - reference)).sum()
+    assert start > 0.3  # there was something to learn
+    assert (policy.exp() * (policy - best)).sum() < 0.02

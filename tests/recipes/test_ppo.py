@@ -1,0 +1,166 @@
+"""PPO as a user runs it, on a tiny model: from an SFT policy and a reward model, on one process and two, killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import ROOT, WORDS, run_recipe, write_jsonl
+
+SMALL = [
+    "--per_device_train_batch_size", "4", "--gradient_checkpointing", "false", "--adapter.r", "4", "--adapter.alpha",
+    "8", "--gates.stops", "0", "--logging_steps", "1", "--max_new_tokens", "4",
+]  # fmt: skip
+PPO = [*SMALL, "--learning_rate", "0.005", "--max_completion_length", "6", "--num_ppo_epochs", "2", "--max_steps", "6"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rows = [{"prompt": f"{w[1:]} ->", "completion": f" {w}"} for w in WORDS]
+    return write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def sft(tiny, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "sft"
+    run_recipe(
+        "sft", "--model_name_or_path", tiny, "--train_file", data, "--test_file", data, "--num_train_epochs", "3",
+        "--learning_rate", "0.01", "--output_dir", out, *SMALL,
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def reward(sft, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reward")
+    rows = [{"prompt": f"{w[1:]} ->", "chosen": f" {w}", "rejected": f" {w[::-1]}"} for w in WORDS]
+    run_recipe(
+        "reward", "--inputs.policy", sft, "--train_file", write_jsonl(folder / "pairs.jsonl", rows), "--max_steps", "3",
+        "--learning_rate", "0.01", "--output_dir", folder / "run", *SMALL[:-4],
+    )  # fmt: skip
+    return folder / "run"
+
+
+def lineage(run_dir):
+    return json.loads((run_dir / "lineage.json").read_text())
+
+
+def weights(run_dir):
+    from safetensors.torch import load_file
+
+    return load_file(run_dir / "adapter" / "adapter_model.safetensors")
+
+
+def distance(a, b):
+    assert a.keys() == b.keys()
+    return max((a[n] - b[n]).abs().max().item() for n in a)
+
+
+def test_reward_model_and_verifier_on_one_base(sft, reward, data, tmp_path, tiny):
+    done = run_recipe(
+        "ppo", "--inputs.policy", sft, "--inputs.reward", reward, "--verifier", "exact_match", "--train_file", data,
+        "--test_file", data, "--output_dir", tmp_path / "ppo", "--value_mode", "adapter", *PPO,
+    )  # fmt: skip
+    assert f"reward: the adapter of {reward}, on the policy's base" in done.stdout
+    assert (
+        "rollout 4 = 4 x 1 accumulated x 1 mini-batches x 1 processes; 2 passes each; 3 rollouts; 6 steps"
+        in done.stdout
+    )
+    found = lineage(tmp_path / "ppo")
+    gates = {g["name"]: g["passed"] for g in found["gates"]}
+    assert set(gates) == {"takeover", "step0 policy", "step0 reference", "reward reload", "reload", "stops"}
+    assert all(gates.values())
+    assert found["metrics"]["before"] == lineage(sft)["metrics"]["after"]
+    assert {"rewards/exact_match", "objective/kl"} <= found["metrics"].keys()
+
+    # What is saved is the policy alone, an ordinary adapter, and the run gives its own answers again.
+    from posttrain.adapters import load_policy
+    from posttrain.gates import probe_logprobs
+
+    assert weights(tmp_path / "ppo").keys() == weights(sft).keys()
+    assert distance(weights(tmp_path / "ppo"), weights(sft)) > 1e-3
+    probe = found["metrics"]["probe"]
+    assert probe_logprobs(load_policy(tmp_path / "ppo"), probe["input_ids"]) == pytest.approx(
+        probe["logprobs"], abs=1e-4
+    )
+
+
+def test_a_merged_policy_takes_the_reward_model_as_one_of_its_own(sft, reward, data, tmp_path):
+    done = run_recipe(
+        "ppo", "--inputs.policy", sft, "--inputs.reward", reward, "--train_file", data, "--adapter.start", "merge",
+        "--output_dir", tmp_path / "ppo", *PPO[:-1], "2",
+    )  # fmt: skip
+    assert "a model of its own, since it was trained on another base than this policy" in done.stdout
+    assert all(g["passed"] for g in lineage(tmp_path / "ppo")["gates"])
+
+
+def test_two_processes_are_one(sft, reward, data, tmp_path):
+    config = tmp_path / "two.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nuse_cpu: true\nnum_machines: 1\n"
+        "num_processes: 2\nmachine_rank: 0\nmixed_precision: 'no'\n"
+    )
+    common = ["--inputs.policy", sft, "--inputs.reward", reward, "--train_file", data, "--bf16", "false", *PPO]
+    run_recipe("ppo", *common, "--output_dir", tmp_path / "one")
+    at = common.index("--per_device_train_batch_size") + 1
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, ROOT / "recipes" / "ppo.py",
+        *common[:at], "2", *common[at + 1 :], "--output_dir", tmp_path / "two",
+    ]  # fmt: skip
+    # Without this variable accelerate would start one process, and say nothing (see docs/architecture.md).
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 x 1 accumulated x 1 mini-batches x 2 processes" in done.stdout
+    assert distance(weights(tmp_path / "two"), weights(tmp_path / "one")) < 1e-5
+
+
+def test_kill_9_and_the_same_command_again(sft, reward, data, tmp_path):
+    """In the first rollout, between saves, and while a checkpoint is being written."""
+    arguments = [
+        "--inputs.policy", sft, "--inputs.reward", reward, "--train_file", data, "--save_steps", "1",
+        "--value_mode", "adapter", *PPO,
+    ]  # fmt: skip
+    run_recipe("ppo", *arguments, "--output_dir", tmp_path / "whole")
+
+    out = tmp_path / "cut"
+    command = [sys.executable, str(ROOT / "recipes" / "ppo.py"), *map(str, arguments), "--output_dir", str(out)]
+    checkpoints = out / "checkpoints"
+
+    def being_written(number):
+        return lambda: (checkpoints / f"checkpoint-{number}").is_dir()
+
+    for moment in (lambda: (out / "stage.json").is_file(), being_written(1), being_written(4)):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+        while not moment():
+            assert process.poll() is None
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (out / "lineage.json").exists()
+    run_recipe("ppo", *arguments, "--output_dir", out)
+    assert distance(weights(out), weights(tmp_path / "whole")) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "set a reward: inputs.reward (a reward stage), verifier"),
+        (["--inputs.reward", "SFT"], "is no reward model (task CAUSAL_LM)"),
+        (["--verifier", "exact"], "verifier must be exact_match, regex:PATTERN or module:function, got 'exact'"),
+        (["--verifier", "exact_match", "--value_mode", "adaptor"], "value_mode must be one of head, adapter, model"),
+        (["--verifier", "exact_match", "--kl_coeff", "1"], "unknown key 'kl_coeff'; did you mean 'kl_coef'?"),
+        (["--verifier", "exact_match", "--lam", "1.5"], "lam must be at least 0 and at most 1, got 1.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused(sft, data, tmp_path, arguments, message):
+    arguments = [str(sft) if a == "SFT" else a for a in arguments]
+    done = run_recipe(
+        "ppo", "--inputs.policy", sft, "--train_file", data, "--output_dir", tmp_path / "o", *arguments, expect=2
+    )
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
