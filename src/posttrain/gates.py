@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import GateError
+from .precision import has_bf16
 
 # Log-probabilities may differ by what another order of additions costs, in fp32 and in 16-bit arithmetic.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
@@ -68,7 +69,13 @@ def probe_logprobs(model: Any, input_ids: Sequence[int], *, adapter: str | None 
 
 
 def dtype_of(model: Any) -> str:
-    """The name of a model's number format, a key of TOLERANCE."""
+    """The number format that a model computes in, a key of TOLERANCE.
+
+    On a CPU with bf16, bitsandbytes multiplies 4-bit weights in bf16 whatever the model's own format is, and does so in
+    inference only: two forwards of one model differ by that much.
+    """
+    if getattr(model, "is_loaded_in_4bit", False) and model.device.type == "cpu" and has_bf16():
+        return "bfloat16"
     return str(model.dtype).removeprefix("torch.")
 
 

@@ -14,7 +14,7 @@ from .config import DataSettings, EvaluationSettings, ModelSettings, SampleSetti
 from .data import Row, Rows, load_rows
 from .errors import ConfigError, DataError, GateError
 from .evaluation import Completion, answer, exact_match, generate, in_percent, write_answers
-from .gates import same_outputs
+from .gates import dtype_of, same_outputs
 from .models import check_base, check_tokenizer, load_base, load_tokenizer
 from .stage import Stage, say
 from .tokens import render
@@ -101,7 +101,7 @@ def _reward_judge(stage: Stage) -> Judge:
         model = load_policy(stage.inputs["reward"])
         probe = lineage.metrics["probe"]
         again = score(model, tokenizer, probe["input_ids"])
-        gate = same_outputs("reward reload", again, probe["scores"], dtype=str(model.dtype).removeprefix("torch."))
+        gate = same_outputs("reward reload", again, probe["scores"], dtype=dtype_of(model))
         if not gate.passed:
             raise GateError(f"{stage.inputs['reward']} does not give its own scores again: off by {gate.value:.4g}")
         sides = [
