@@ -25,13 +25,15 @@ def close(a, b, tolerance=1e-6):
     return max((a[n] - b[n]).abs().max().item() for n in a) <= tolerance
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("value_mode", MODES)
 @pytest.mark.parametrize("start", ["fresh", "continued"])
-def test_at_the_first_step_nothing_has_moved(make, adapter, value_mode, start):
-    """Ratio 1 and KL 0, also when the reference is a copy of an adapter and not the base."""
+def test_at_the_first_step_nothing_has_moved(make, adapter, value_mode, start, bf16):
+    """Ratio 1 and KL 0, also when the reference is a copy of an adapter and not the base, and under autocast."""
     trainer = make(
-        value_mode=value_mode, continued=adapter if start == "continued" else None, num_ppo_epochs=1, max_steps=1
-    )
+        value_mode=value_mode, continued=adapter if start == "continued" else None, num_ppo_epochs=1, max_steps=1,
+        bf16=bf16,
+    )  # fmt: skip
     trainer.train()
     log = trainer.state.log_history[0]
     assert log["policy/ratio"] == pytest.approx(1, abs=1e-6)
@@ -169,6 +171,7 @@ def test_a_resumed_run_is_the_same_run(make, tmp_path, value_mode):
         again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert close(tensors(again), tensors(whole), 0), step
         assert again.kl.coef == whole.kl.coef
+        assert again.health.state_dict() == whole.health.state_dict()
 
 
 def test_full_fine_tuning_has_models_of_its_own(make):

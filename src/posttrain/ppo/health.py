@@ -53,6 +53,19 @@ class HealthWatch(TrainerCallback):  # type: ignore[misc]
     def to_list(self) -> list[dict[str, Any]]:
         return [asdict(f) for f in self.findings]
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know; the weights of the last healthy rollout are kept beside it."""
+        return {
+            "findings": self.to_list(), "wrong": sorted(self.wrong), "first": self.first,
+            "explained": list(self.explained), "spread": list(self.spread), "end": self.end,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.findings = [Finding(**f) for f in state["findings"]]
+        self.wrong, self.first, self.end = set(state["wrong"]), dict(state["first"]), state["end"]
+        self.explained.extend(state["explained"])
+        self.spread.extend(state["spread"])
+
     def look(self, step: int, metrics: Mapping[str, float], model: Any) -> None:
         """Examine a rollout's numbers; `model` is still the one that drew it."""
         found = self.examine(step, metrics)

@@ -33,7 +33,8 @@ from .objective import KLController, RunningMoments
 from .rewards import as_reward
 from .rollout import Rollout, RolloutSampler, micro_batches, pad_left, pad_right, uniforms
 
-STATE, WEIGHTS, ROLLOUT = "ppo_state.json", "actor_critic.safetensors", "rollout-{rank}.safetensors"
+STATE, WEIGHTS = "ppo_state.json", "actor_critic.safetensors"
+ROLLOUT, HEALTHY = "rollout-{rank}.safetensors", "healthy.safetensors"
 
 
 class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
@@ -319,7 +320,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         for rows in torch.split(torch.arange(len(prompt_ids)), self.args.per_device_train_batch_size):
             ids = torch.cat([prompt_ids[rows], completion_ids[rows]], 1)
             attended = torch.cat([prompt_mask[rows], completion_mask[rows]], 1)
-            with self.compute_loss_context_manager():
+            # The reference is called past accelerate's wrapper: without this it would compute in another precision.
+            with self.accelerator.autocast():
                 old, entropy, values = self.model_wrapped(ids, attended, completion_mask[rows])
                 model = self.accelerator.unwrap_model(self.model_wrapped)
                 ref = model.reference_logprobs(ids, attended, completion_mask[rows])
@@ -471,7 +473,10 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             state = {
                 "step": self._step, "rollouts": self.rollouts, "abandoned": self.abandoned, "kl_coef": self.kl.coef,
                 "score_moments": vars(self.score_moments), "world_size": self.args.world_size,
+                "health": self.health.state_dict(),
             }  # fmt: skip
+            if self.health.healthy:
+                save_file({n: t.cpu().contiguous() for n, t in self.health.healthy.items()}, folder / HEALTHY)
             (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
         super()._save_checkpoint(model, trial)
 
@@ -487,6 +492,9 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         self._step, self.rollouts, self.abandoned = state["step"], state["rollouts"], state["abandoned"]
         self.kl.coef = state["kl_coef"]
         vars(self.score_moments).update(state["score_moments"])
+        self.health.load_state_dict(state["health"])
+        if (folder / HEALTHY).is_file():
+            self.health.healthy = {n: t.to(self.accelerator.device) for n, t in load_file(folder / HEALTHY).items()}
         file = folder / ROLLOUT.format(rank=self.args.process_index)
         if self._step % self.micro_steps:
             self.rollout = Rollout(**{k: v.to(self.accelerator.device) for k, v in load_file(file).items()})
