@@ -28,21 +28,23 @@ def main() -> None:
 
     # Model and adapter
     model, peft_config, start = policy.start(stage, base, task="CAUSAL_LM")
-    rewards, reward_tokenizers = ppo.rewards(stage, model, start)
+    rewards, reward_tokenizers = ppo.rewards(stage, start)
 
     # Trainer. Policy, value, reference and reward are roles on one base, where they are adapters of it.
+    from posttrain.errors import as_config_errors
     from posttrain.ppo import PPOTrainer
 
-    trainer = PPOTrainer(
-        model,
-        rewards,
-        args=args,
-        train_dataset=train.to_dataset(),
-        eval_dataset=validation.to_dataset() if validation else None,
-        processing_class=tokenizer,
-        reward_processing_classes=reward_tokenizers,
-        peft_config=peft_config,
-    )
+    with as_config_errors():
+        trainer = PPOTrainer(
+            model,
+            rewards,
+            args=args,
+            train_dataset=train.to_dataset(),
+            eval_dataset=validation.to_dataset() if validation else None,
+            processing_class=tokenizer,
+            reward_processing_classes=reward_tokenizers,
+            peft_config=peft_config,
+        )
     gates.require(ppo.prove_roles(stage, trainer), stage.run_dir)
 
     # Train

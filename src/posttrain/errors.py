@@ -6,7 +6,8 @@ bug and keeps its traceback.
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
@@ -68,3 +69,12 @@ def _disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextmanager
+def as_config_errors() -> Iterator[None]:
+    """What a library refuses with a ValueError is the user's to change: exit code 2, and no traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

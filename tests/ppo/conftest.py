@@ -20,7 +20,17 @@ def make(tiny, tmp_path):
 
     from posttrain.ppo import PPOConfig, PPOTrainer
 
-    def build(*, rewards=count_e, peft=True, continued=None, rows=None, tokenizer=None, callbacks=None, **settings):
+    def build(
+        *,
+        rewards=count_e,
+        peft=True,
+        continued=None,
+        rows=None,
+        tokenizer=None,
+        r=4,
+        dropout=0.0,
+        **settings,
+    ):
         import torch
 
         options = {
@@ -31,7 +41,7 @@ def make(tiny, tmp_path):
             "output_dir": str(tmp_path / "ppo"),
         } | settings  # fmt: skip
         model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-        config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        config = LoraConfig(r=r, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
         if continued is not None:
             model = PeftModel.from_pretrained(model, continued, is_trainable=True)
         trainer = PPOTrainer(
@@ -41,7 +51,6 @@ def make(tiny, tmp_path):
             train_dataset=Dataset.from_list(rows or [{"prompt": p} for p in PROMPTS]),
             processing_class=tokenizer or AutoTokenizer.from_pretrained(tiny),
             peft_config=config if peft and continued is None else None,
-            callbacks=callbacks,
         )
         return trainer
 

@@ -13,6 +13,7 @@ WELL = {
 }  # fmt: skip
 
 ILL = {
+    "not finite": {"objective/entropy": float("nan")},
     "kl runaway": {"objective/kl": 5.1},
     "entropy collapse": {"objective/entropy": 0.09},
     "length growth": {"completions/mean_length": 10.1, "completions/stopped": 0.4},
@@ -52,7 +53,7 @@ def test_with_a_target_kl_is_judged_by_it():
 @pytest.mark.parametrize("on_unhealthy", ["stop", "rollback"])
 def test_a_run_that_leaves_its_reference_is_ended(make, on_unhealthy):
     """A huge learning rate and no KL term: the run ends early, with `rollback` at the weights of a healthy rollout."""
-    options = {"learning_rate": 0.3, "kl_coef": 0.0, "max_steps": 40, "kl_target": 1e-3, "kl_horizon": 10**9}
+    options = {"learning_rate": 0.3, "kl_coef": 1e-9, "max_steps": 40, "kl_target": 1e-3, "kl_horizon": 10**9}
     trainer = make(on_unhealthy=on_unhealthy, **options)
     drawn_by = {}
     look = trainer.health.look

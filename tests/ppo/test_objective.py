@@ -122,12 +122,21 @@ def test_whitening_over_two_processes_is_whitening_of_both(draw, mask):
     assert there.std(unbiased=False).item() == pytest.approx(1, abs=1e-7)
 
 
+def test_whitening_keeps_small_differences_on_a_large_constant(draw, mask):
+    values = (1000 + 0.05 * draw()).float()
+    white = objective.whiten(values, mask, objective.moments(values, mask))[mask.bool()]
+    assert white.std(unbiased=False).item() == pytest.approx(1, abs=1e-3)
+
+
 def test_the_weight_of_kl_moves_towards_its_target():
     controller = objective.KLController(0.1, target=6.0, horizon=1000)
     controller.update(12.0, 100)  # twice the target: the error is cut to 0.2
     assert controller.coef == pytest.approx(0.1 * (1 + 0.2 * 100 / 1000))
     controller.update(5.7, 100)
     assert controller.coef == pytest.approx(0.102 * (1 - 0.05 * 100 / 1000))
+    small = objective.KLController(0.1, target=6.0, horizon=1)
+    small.update(0.0, 100)
+    assert small.coef == pytest.approx(0.08)  # never past zero, however short the horizon
     fixed = objective.KLController(0.1, target=None, horizon=1000)
     fixed.update(100.0, 100)
     assert fixed.coef == 0.1

@@ -52,6 +52,17 @@ def test_the_value_starts_as_the_reward_model(make, adapter, reward_adapter):
     )
 
 
+def test_a_value_adapter_has_the_shape_of_the_reward_model(make, reward_adapter):
+    """And not of the policy, whose rank and scale may be others; dropout is off in all of them."""
+    trainer = make(rewards=str(reward_adapter[0]), value_mode="adapter", r=2, dropout=0.5)
+    ids = torch.tensor([trainer.tokenizer("eceive -> receive")["input_ids"]])
+    mask = torch.ones_like(ids)
+    expected = trainer.model.reward_scores(ids[:, :-1], mask[:, :-1]).item()
+    for _ in range(2):
+        values = trainer.model.train()(ids, mask, mask[:, -3:])[2]
+        assert values[0, -1].item() == pytest.approx(expected, abs=1e-5)
+
+
 def test_functions_get_columns_and_are_weighted(make):
     seen = []
 

@@ -94,7 +94,7 @@ def test_a_merged_policy_takes_the_reward_model_as_one_of_its_own(sft, reward, d
         "ppo", "--inputs.policy", sft, "--inputs.reward", reward, "--train_file", data, "--adapter.start", "merge",
         "--output_dir", tmp_path / "ppo", *PPO[:-1], "2",
     )  # fmt: skip
-    assert "a model of its own, since it was trained on another base than this policy" in done.stdout
+    assert "a model of its own: it is no adapter of the weights that this policy stands on" in done.stdout
     assert all(g["passed"] for g in lineage(tmp_path / "ppo")["gates"])
 
 
@@ -120,7 +120,7 @@ def test_two_processes_are_one(sft, reward, data, tmp_path):
 
 
 def test_kill_9_and_the_same_command_again(sft, reward, data, tmp_path):
-    """In the first rollout, between saves, and while a checkpoint is being written."""
+    """As soon as the run is there, and while the first checkpoint and a later one are being written."""
     arguments = [
         "--inputs.policy", sft, "--inputs.reward", reward, "--train_file", data, "--save_steps", "1",
         "--value_mode", "adapter", *PPO,
@@ -153,6 +153,7 @@ def test_kill_9_and_the_same_command_again(sft, reward, data, tmp_path):
         (["--inputs.reward", "SFT"], "is no reward model (task CAUSAL_LM)"),
         (["--verifier", "exact"], "verifier must be exact_match, regex:PATTERN or module:function, got 'exact'"),
         (["--verifier", "exact_match", "--value_mode", "adaptor"], "value_mode must be one of head, adapter, model"),
+        (["--verifier", "exact_match", *SMALL, "--num_mini_batches", "4"], "12 prompts, one rollout takes 16; lower"),
         (["--verifier", "exact_match", "--kl_coeff", "1"], "unknown key 'kl_coeff'; did you mean 'kl_coef'?"),
         (["--verifier", "exact_match", "--lam", "1.5"], "lam must be at least 0 and at most 1, got 1.5"),
     ],

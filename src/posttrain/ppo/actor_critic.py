@@ -2,10 +2,10 @@
 
     role        with an adapter                               full fine-tuning
     policy      adapter "default", trained                    the model, trained
-    reference   adapter "ref", a frozen copy; or no adapter   a frozen copy of the model
+    reference   adapter "ppo_reference", a frozen copy; or no adapter   a frozen copy of the model
     value       a head on the policy's trunk; or adapter      a head on the policy's trunk; or a trunk and
-                "value" and a head                            head of its own
-    reward      adapter "reward" and its score head           a model of its own (rewards.py)
+                "ppo_value" and a head                            head of its own
+    reward      adapter "ppo_reward" and its score head           a model of its own (rewards.py)
 
 Roles are switched here and not by PEFT's `set_adapter` and `disable_adapter`: those change `requires_grad` of the
 adapters that they leave and enter, in the middle of an update.
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-POLICY, REFERENCE, VALUE, REWARD = "default", "ref", "value", "reward"
+POLICY, REFERENCE, VALUE, REWARD = "default", "ppo_reference", "ppo_value", "ppo_reward"
 NO_ADAPTER = None
 T = TypeVar("T")
 
@@ -49,15 +49,14 @@ class ActorCritic(nn.Module):
         self.value_model: Any = None
         self.score_head: nn.Linear | None = None
         self.reference: str | None = NO_ADAPTER
+        self.checkpointing: tuple[dict[str, Any], dict[str, Any]] | None = None
         if not self.is_peft:
             self.reference_model = copy.deepcopy(policy).eval().requires_grad_(False)
             add_fused_lm_head(self.reference_model, temperature=temperature)
         elif copy_reference:
             self._copy_adapter(POLICY, REFERENCE)
             self.reference = REFERENCE
-        if value_mode == "adapter":
-            self.policy.add_adapter(VALUE, copy.deepcopy(policy.peft_config[POLICY]))
-        elif value_mode == "model":
+        if value_mode == "model":
             whole = copy.deepcopy(policy)
             self.value_model = trunk_of(whole.merge_and_unload() if self.is_peft else whole).requires_grad_(True)
         add_fused_lm_head(causal_lm(policy), temperature=temperature, outputs=("log_probs", "entropy"))
@@ -92,7 +91,10 @@ class ActorCritic(nn.Module):
 
         Without that, the backward pass of the policy would recompute its activations with the value adapter.
         """
-        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if gradient_checkpointing_kwargs is None and self.checkpointing is not None:
+            options, placement = self.checkpointing  # TRL switches it off for a rollout, and on again without options
+        else:
+            options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         if self.value_mode == "adapter":
             if options["use_reentrant"]:
                 raise ValueError(
@@ -103,8 +105,9 @@ class ActorCritic(nn.Module):
         for model in (causal_lm(self.policy), self.value_model):
             if model is not None:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **placement)
-        if self.is_peft:  # the embeddings are frozen: a checkpointed block needs an input that has a gradient
+        if self.is_peft and self.checkpointing is None:  # the first block's input must have a gradient
             causal_lm(self.policy).enable_input_require_grads()
+        self.checkpointing = (options, placement)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **placement: Any
@@ -169,6 +172,8 @@ class ActorCritic(nn.Module):
         from peft import PeftConfig, set_peft_model_state_dict
         from safetensors.torch import load_file
 
+        if not self.is_peft or REWARD in self.policy.peft_config:
+            raise ValueError(f"{folder}: one reward adapter fits beside a policy's adapter; pass a model of its own")
         config = PeftConfig.from_pretrained(str(folder))
         config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, True
         weights = load_file(folder / "adapter_model.safetensors")
@@ -185,30 +190,30 @@ class ActorCritic(nn.Module):
         self.score_head.requires_grad_(False)
         self.set_trainable()
 
-    def value_from_reward(self) -> None:
-        """Start the value adapter and head as the reward model's (Ouyang et al., 2022, appendix C.4)."""
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-        assert self.score_head is not None
-        weights = get_peft_model_state_dict(self.policy, adapter_name=REWARD)
-        set_peft_model_state_dict(self.policy, {k: v.clone() for k, v in weights.items()}, adapter_name=VALUE)
-        self.value_head.weight.data.copy_(self.score_head.weight)
+    def add_value_adapter(self) -> None:
+        """An adapter for the critic: the reward model's, where there is one (Ouyang et al., 2022, appendix C.4)."""
+        if self.score_head is None:
+            self.policy.add_adapter(VALUE, copy.deepcopy(self.policy.peft_config[POLICY]))
+        else:
+            self._copy_adapter(REWARD, VALUE)
+            self.value_head.weight.data.copy_(self.score_head.weight)
         self.set_trainable()
 
     # Computing
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, with_values: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, detach_critic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, entropies and values of completion tokens, each (B, C).
 
         `input_ids` and `attention_mask` are (B, P + C), prompts padded on the left and completions on the right;
-        `completion_mask` is (B, C). A token's value is that of the state before it. Zero on padding.
+        `completion_mask` is (B, C). A token's value is that of the state before it. Zero on padding. `detach_critic`
+        keeps the value's gradient out of the policy's trunk.
         """
         with self.role(POLICY), kept_hidden_states(trunk_of(self.policy)) as kept:
             logprobs, entropies = self._logprobs(self.policy, input_ids, attention_mask, completion_mask)
-        values = self._values(kept[-1], input_ids, attention_mask, completion_mask) if with_values else None
-        return logprobs, entropies, values
+        hidden = kept[-1].detach() if detach_critic else kept[-1]
+        return logprobs, entropies, self._values(hidden, input_ids, attention_mask, completion_mask)
 
     def _values(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
         if self.value_mode != "head":
@@ -219,7 +224,9 @@ class ActorCritic(nn.Module):
                     use_cache=False,
                 ).last_hidden_state  # fmt: skip
         width = completion_mask.shape[1]
-        values: Tensor = self.value_head(hidden[:, -width - 1 : -1].to(self.value_head.weight.dtype))[..., 0].float()
+        # Past autocast: in bf16 a value near 8 could only move in steps of 1/16.
+        with torch.autocast(hidden.device.type, enabled=False):
+            values: Tensor = self.value_head(hidden[:, -width - 1 : -1].float())[..., 0]
         return values * completion_mask
 
     @torch.no_grad()
@@ -255,7 +262,8 @@ class ActorCritic(nn.Module):
             hidden = trunk_of(self.policy)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
         last = attention_mask.sum(1) - 1
         pooled = hidden[torch.arange(len(last), device=hidden.device), last]
-        scores: Tensor = self.score_head(pooled.to(self.score_head.weight.dtype))[:, 0].float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            scores: Tensor = self.score_head(pooled.float())[:, 0]
         return scores
 
 

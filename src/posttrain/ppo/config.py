@@ -75,7 +75,6 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     whiten_advantages: bool = field(
         default=True, metadata={"help": "Zero mean, unit variance over the rollout [Z, H]."}
     )
-    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus [H: 0]."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss [Z, H: 0.1]."})
     value_clip: float | None = field(default=0.2, metadata={"help": "Values are cut around the old ones [Z, H: 0.2]."})
 
@@ -91,9 +90,6 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
         metadata={"help": "What to do when health.py finds something: go on, stop, or stop at the last good."},
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a model's folder brings along."})
-    log_completions: int = field(
-        default=4, metadata={"help": "Completions logged with each rollout, with their scores."}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

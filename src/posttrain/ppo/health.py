@@ -1,5 +1,6 @@
 """What goes wrong in PPO before the reward says so, named when it begins.
 
+    not finite           KL or entropy is no number
     kl runaway           more than KL_A_TOKEN nats a token from the reference, or four times kl_target
     entropy collapse     less than a tenth of the entropy at the start
     length growth        twice as long as at the start, and fewer than half as many completions stop
@@ -10,6 +11,7 @@
 rollout.
 """
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Mapping
@@ -76,6 +78,8 @@ class HealthWatch(TrainerCallback):  # type: ignore[misc]
             warnings.warn(str(finding), stacklevel=2)
         if self.on_unhealthy == "rollback" and not found:
             self.healthy = {n: p.detach().clone() for n, p in model.trainable().items()}
+        if begun and self.on_unhealthy == "rollback" and not self.healthy:
+            warnings.warn("no rollout was healthy yet: there is nothing to roll back to", stacklevel=2)
         self.end = self.end or bool(begun and self.on_unhealthy != "warn")
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -93,9 +97,13 @@ class HealthWatch(TrainerCallback):  # type: ignore[misc]
         entropy, stopped = metrics["objective/entropy"], metrics["completions/stopped"]
         if not self.first:
             self.first = {"entropy": entropy, "length": length, "stopped": stopped}
-        self.explained.append(metrics["value/explained_variance"])
+        if metrics["value/explained_variance"] == metrics["value/explained_variance"]:
+            self.explained.append(metrics["value/explained_variance"])
         self.spread.append(metrics["objective/scores_std"])
         found = []
+        if not math.isfinite(kl + entropy):
+            advice = "Lower learning_rate; look at the reward's numbers."
+            found.append(Finding("not finite", step, kl + entropy, math.inf, advice))
 
         limit = KL_A_TOKEN * length if self.kl_target is None else 4 * self.kl_target
         if kl > limit:

@@ -59,8 +59,8 @@ def whiten(values: Tensor, mask: Tensor, total: Tensor) -> Tensor:
     count, first, second = total
     mean = first / count
     variance = (second / count - mean**2).clamp(min=0)
-    white: Tensor = (values - mean) * torch.rsqrt(variance + 1e-8) * mask
-    return white
+    white: Tensor = (values.double() - mean) * torch.rsqrt(variance + 1e-8) * mask
+    return white.to(values.dtype)
 
 
 def moments(values: Tensor, mask: Tensor) -> Tensor:
@@ -124,17 +124,19 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 class KLController:
     """The weight of KL in the reward: fixed, or moved towards a target (Ziegler et al., 2019, section 2.2).
 
-    coef <- coef * (1 + clip(KL / target - 1, -0.2, 0.2) * n / horizon), after each rollout of n completions.
+    coef <- coef * (1 + clip(KL / target - 1, -0.2, 0.2) * min(1, n / horizon)), after each rollout of n completions.
     """
 
     def __init__(self, coef: float, target: float | None, horizon: int) -> None:
+        if target is not None and coef <= 0:
+            raise ValueError(f"kl_coef must be greater than 0 with kl_target, got {coef}: it is multiplied")
         self.coef, self.target, self.horizon = coef, target, horizon
 
     def update(self, kl: float, completions: int) -> None:
         """`kl` is the mean over completions of the sum over tokens, in nats."""
         if self.target is not None:
             error = min(0.2, max(-0.2, kl / self.target - 1))
-            self.coef *= 1 + error * completions / self.horizon
+            self.coef *= 1 + error * min(1.0, completions / self.horizon)
 
 
 class RunningMoments:

@@ -1,5 +1,6 @@
 """Completions drawn for PPO, and all that is known of them before an update."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -52,6 +53,12 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tenso
     return ids, mask
 
 
+def seeded(*numbers: int) -> torch.Generator:
+    """A generator that is a function of these numbers. By hash: torch reads 32 bits of a seed, and not beyond 64."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
 def uniforms(seed: int, rollout: int, rows: range, tokens: int) -> Tensor:
     """One uniform number for each token that each row may draw: (rows, tokens).
 
@@ -60,7 +67,7 @@ def uniforms(seed: int, rollout: int, rows: range, tokens: int) -> Tensor:
     """
     drawn = []
     for row in rows:
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + rollout) * 1_000_003 + row)
+        generator = seeded(seed, rollout, row)
         drawn.append(torch.rand(tokens, generator=generator))
     return torch.stack(drawn)
 
@@ -73,7 +80,7 @@ def micro_batches(
     Which rows share a mini-batch (an optimizer step) is drawn anew each pass; within it, rows of similar length share a
     micro-batch, which changes padding and nothing else.
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + rollout) * 1_000_003 + epoch)
+    generator = seeded(seed, rollout, epoch)
     order = torch.randperm(len(lengths), generator=generator)
     batches: list[Tensor] = []
     for mini in order.chunk(num_mini_batches):
@@ -99,7 +106,7 @@ class RolloutSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         order: Any = range(self.rows)
         if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            generator = seeded(self.seed, self.epoch)
             order = torch.randperm(self.rows, generator=generator).tolist()
         for start in range(0, self.rows - self.rollout_size + 1, self.rollout_size):
             for _ in range(self.repeats):

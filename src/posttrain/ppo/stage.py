@@ -34,18 +34,19 @@ def check_rewards(stage: Stage, prompts: Rows) -> None:
         raise ArtifactError(f"inputs.reward: {stage.inputs['reward']} is no reward model (task {lineage.task})")
 
 
-def rewards(stage: Stage, model: Any, start: str | None) -> tuple[list[Any], list[Any]]:
+def rewards(stage: Stage, start: str | None) -> tuple[list[Any], list[Any]]:
     """(reward_funcs, their tokenizers) for the trainer: the reward model, and the verifier as a function."""
     funcs: list[Any] = []
     tokenizers: list[Any] = []
     if "reward" in stage.inputs:
         folder = stage.inputs["reward"]
-        if shares_base(stage.parents["reward"], stage.policy, start) and hasattr(model, "peft_config"):
+        has_adapter = stage.config.adapter.method != "none"
+        if has_adapter and shares_base(stage.parents["reward"], stage.policy, start):
             say(f"reward: the adapter of {folder}, on the policy's base")
             funcs.append(folder / ADAPTER)
             tokenizers.append(None)
         else:
-            say(f"reward: {folder}, a model of its own, since it was trained on another base than this policy")
+            say(f"reward: {folder}, a model of its own: it is no adapter of the weights that this policy stands on")
             funcs.append(load_policy(folder))
             tokenizers.append(_tokenizer(folder, stage.parents["reward"]))
     name = stage.config.part(PPOSettings).verifier
@@ -61,14 +62,14 @@ def shares_base(reward: Lineage, policy: Lineage | None, start: str | None) -> b
     A stage that merged its parent stands on the sum of base and parent; two such stages share it when the parent is the
     same. A reward model that was trained in full shares nothing.
     """
-    if reward.kind != "adapter" or policy is None:
+    if reward.kind != "adapter" or policy is None or policy.kind != "adapter":
         return False
     if reward.base.get("fingerprint") != policy.base.get("fingerprint"):
         return False
     if start == "merge":
         merged = reward.parents.get("policy", {})
         return reward.start == "merge" and merged.get("digest") == policy.digest and policy.start != "merge"
-    return start == "continue" and reward.start != "merge"
+    return start == "continue" and reward.start in (None, "continue")
 
 
 def _tokenizer(folder: Path, lineage: Lineage) -> Any:

@@ -12,6 +12,7 @@ The rollout and the state of the controllers are saved with a checkpoint: a resu
 """
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,11 +27,11 @@ from ..generation import end_tokens, generate_ids
 from ..sampling import as_turn
 from ..tokens import render
 from . import objective
-from .actor_critic import ActorCritic
+from .actor_critic import POLICY, ActorCritic
 from .config import PPOConfig
 from .health import HealthWatch
 from .objective import KLController, RunningMoments
-from .rewards import as_reward
+from .rewards import ModelReward, as_reward
 from .rollout import Rollout, RolloutSampler, micro_batches, pad_left, pad_right, uniforms
 
 STATE, WEIGHTS = "ppo_state.json", "actor_critic.safetensors"
@@ -90,10 +91,9 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             raise ValueError("peft_config is for a model without adapter; this one has one, which is trained on")
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
-        _check_dataset(train_dataset, "train_dataset", args)
+        _check_dataset(train_dataset, "train_dataset", args, tokenizer)
         if eval_dataset is not None:
-            _check_dataset(eval_dataset, "eval_dataset", args)
-        disable_dropout_in_model(model)
+            _check_dataset(eval_dataset, "eval_dataset", args, tokenizer)
         actor_critic = ActorCritic(
             model, value_mode=args.value_mode, copy_reference=continued, temperature=args.temperature
         )
@@ -105,8 +105,10 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         self.reward_weights = args.reward_weights or [1.0] * len(funcs)
         if len(self.reward_weights) != len(funcs):
             raise ValueError(f"reward_weights has {len(self.reward_weights)} numbers for {len(funcs)} rewards")
-        if args.value_mode == "adapter" and actor_critic.score_head is not None:
-            actor_critic.value_from_reward()
+        if args.value_mode == "adapter":
+            actor_critic.add_value_adapter()
+        # With dropout the ratio of the first step would not be 1, and values would be compared with noise.
+        disable_dropout_in_model(actor_critic)
 
         self.optimizer: Any
         self.tokenizer = tokenizer
@@ -115,12 +117,13 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         self.score_moments = RunningMoments()
         self.rollout: Rollout | None = None
         self.rollouts = 0  # made so far
+        self.evaluated = 0  # batches of evaluation prompts, in this evaluation
+        self.rollout_seconds = 0.0  # of the micro-batch in hand
         self.batches: list[Tensor] = []
         self.tokens_a_step: list[float] = []
         self.abandoned = False  # past kl_stop, the rest of a rollout is not trained on
         self._step = 0  # micro-batches so far
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
-        self.samples: list[dict[str, Any]] = []
         self.health = HealthWatch(args.on_unhealthy, args.kl_target)
         super().__init__(
             model=actor_critic,
@@ -133,8 +136,22 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             optimizers=optimizers,
         )
         self.add_callback(self.health)
+        for reward in self.rewards:
+            if isinstance(reward, ModelReward) and not getattr(reward.model, "is_quantized", False):
+                reward.model.to(self.accelerator.device)
         if args.kl_stop is not None and self.is_deepspeed_enabled:
             raise ValueError("kl_stop: DeepSpeed's engine cannot leave out an optimizer step; set kl_target instead")
+        if args.kl_stop is not None and args.fp16:
+            raise ValueError(
+                "kl_stop: fp16's gradient scaler cannot leave out an optimizer step; use bf16, or kl_target"
+            )
+        if args.load_best_model_at_end:
+            raise ValueError("load_best_model_at_end: PPO's checkpoints are to resume from; use on_unhealthy: rollback")
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `train`, from a new rollout on; a checkpoint brings its own back."""
+        self._step, self.rollout, self.batches, self.abandoned = 0, None, [], False
+        return super().train(*args, **kwargs)
 
     # Data
 
@@ -163,13 +180,18 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         steps: int = self.args.micro_batches * self.args.num_ppo_epochs
         return steps
 
+    @property
+    def warming(self) -> bool:
+        """Whether this optimizer step is one of the critic's alone."""
+        return bool(self.state.global_step < self.args.critic_warmup_steps)
+
     def describe_work(self) -> str:
         """What a run amounts to, in one line."""
         args = self.args
         size = args.rollout_size * args.world_size
         rollouts = len(self.train_dataset) // size
         steps = args.num_mini_batches * args.num_ppo_epochs
-        total = args.max_steps if args.max_steps > 0 else round(rollouts * args.num_train_epochs) * steps
+        total = args.max_steps if args.max_steps > 0 else math.ceil(rollouts * args.num_train_epochs * steps)
         return (
             f"rollout {size} = {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x "
             f"{args.num_mini_batches} mini-batches x {args.world_size} processes; {args.num_ppo_epochs} passes each; "
@@ -182,10 +204,13 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         """The micro-batch that is due; at a rollout's first one, the rollout."""
         if not self.model.training:
             rollout = self._make_rollout(inputs, "eval")
-            return self._micro_batch(rollout, torch.arange(len(rollout)), rollout.completion_mask.sum())
+            everything = rollout.completion_mask.sum() * self.args.world_size  # this process's own mean
+            return self._micro_batch(rollout, torch.arange(len(rollout)), everything)
         at = self._step % self.micro_steps
         if at == 0:
+            begun = time.perf_counter()
             self.rollout = self._make_rollout(inputs, "train")
+            self.rollout_seconds = time.perf_counter() - begun
             self.rollouts += 1
             self.abandoned = False
         assert self.rollout is not None
@@ -221,8 +246,10 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         prompt_rows = [render(p, self.tokenizer, add_generation_prompt=not isinstance(p, str)) for p in prompts]
         prompt_ids, prompt_mask = (t.to(device) for t in pad_left(prompt_rows, self.tokenizer.pad_token_id))
         first = args.process_index * len(rows)
+        if mode == "eval":
+            self.evaluated += 1
         numbers = uniforms(
-            args.seed if mode == "train" else args.seed + 1, self.rollouts, range(first, first + len(rows)),
+            args.seed, self.rollouts if mode == "train" else -self.evaluated, range(first, first + len(rows)),
             args.max_completion_length,
         )  # fmt: skip
         drawn = self._draw(prompt_ids, prompt_mask, numbers)
@@ -236,6 +263,9 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         by_reward = torch.tensor(
             [reward(prompts, completions, completion_ids=drawn, **columns) for reward in self.rewards], device=device
         )
+        unscored = int(by_reward.isnan().all(0).sum())
+        if unscored:
+            raise ValueError(f"{unscored} of {len(rows)} completions got no score from any reward: return a number")
         weights = torch.tensor(self.reward_weights, device=device)
         raw = (by_reward * weights[:, None]).nansum(0)
         stopped = torch.tensor([ids[-1] in self.ends for ids in drawn], device=device)
@@ -253,17 +283,16 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         returns = advantages + values * mask
         if args.whiten_advantages:
             total = self.accelerator.reduce(objective.moments(advantages, mask), "sum")
-            advantages = objective.whiten(advantages, mask, total.to(advantages.dtype))
+            advantages = objective.whiten(advantages, mask, total)
         rollout = Rollout(
             prompt_ids, prompt_mask, completion_ids, completion_mask, old, values, advantages, returns,
         )  # fmt: skip
 
         spread = self._std(returns, mask)
         kl_sum = self._mean(((old - ref) * mask).sum(1))
-        if mode == "train":
-            self.kl.update(kl_sum, len(rows) * args.world_size)
         for number, reward in enumerate(self.rewards):
-            self._log(mode, f"rewards/{reward.name}", self._mean(by_reward[number]))
+            scored = by_reward[number][~by_reward[number].isnan()]  # a function may leave rows to another
+            self._log(mode, f"rewards/{reward.name}", self._mean(scored))
         metrics = {
             "objective/scores": self._mean(raw),
             "objective/scores_std": self._std(raw, torch.ones_like(raw)),
@@ -280,11 +309,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         for name, value in metrics.items():
             self._log(mode, name, value)
         if mode == "train":
+            self.kl.update(kl_sum, len(rows) * args.world_size)
             self.health.look(self.state.global_step, metrics, self.model)
-        self.samples = [
-            {"prompt": p, "completion": text, "score": float(s)}
-            for p, text, s in list(zip(prompts, texts, raw, strict=True))[: args.log_completions]
-        ]
         model.train(was_training)
         return rollout
 
@@ -338,13 +364,13 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         args, mask = self.args, inputs["completion_mask"].float()
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attended = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        logprobs, _, values = model(ids, attended, inputs["completion_mask"])
+        warming = self.warming
+        logprobs, _, values = model(ids, attended, inputs["completion_mask"], detach_critic=warming)
         high = args.clip_range if args.clip_range_high is None else args.clip_range_high
         policy = objective.policy_loss(
             logprobs, inputs["old_logprobs"], inputs["advantages"], mask, args.clip_range, high, args.dual_clip
         )
         value = objective.value_loss(values, inputs["old_values"], inputs["returns"], mask, args.value_clip)
-        warming = self.state.global_step < args.critic_warmup_steps
         # DDP and DeepSpeed average gradients over processes; the sum is wanted.
         scale = args.world_size / inputs["tokens"]
         loss = scale * ((0.0 if warming else 1.0) * policy.loss.sum() + args.vf_coef * value.loss.sum())
@@ -372,9 +398,20 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.abandoned:
             model.zero_grad(set_to_none=True)
+        elif self.warming:  # no gradient, rather than one of zero: Adam leaves the parameter and its own state alone
+            for name, parameter in self.accelerator.unwrap_model(model).trainable().items():
+                if not self.model.is_critic(name):
+                    parameter.grad = None
         self._step += 1
-        self._metrics["train"]["time/step"].append(time.perf_counter() - clock)
+        spent = time.perf_counter() - clock
+        self._log("train", "time/update", spent - self.rollout_seconds)
+        self.rollout_seconds = 0.0
         return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `evaluate`, each time with the same draws."""
+        self.evaluated = 0
+        return super().evaluate(*args, **kwargs)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Draw, score and measure one batch of evaluation prompts."""
@@ -388,14 +425,15 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             named = self.model.trainable()
             critic_lr = self.args.critic_learning_rate or self.args.learning_rate
-            decay = {"weight_decay": self.args.weight_decay}
-            self.optimizer = cls(
-                [
-                    {"params": [p for n, p in named.items() if not self.model.is_critic(n)], **decay},
-                    {"params": [p for n, p in named.items() if self.model.is_critic(n)], **decay, "lr": critic_lr},
-                ],
-                **options,
-            )
+            decayed = set(self.get_decay_parameter_names(self.model))
+            groups = []
+            for critic, rate in ((False, self.args.learning_rate), (True, critic_lr)):
+                for decays, weight_decay in ((True, self.args.weight_decay), (False, 0.0)):
+                    chosen = [
+                        p for n, p in named.items() if self.model.is_critic(n) == critic and (n in decayed) == decays
+                    ]
+                    groups.append({"params": chosen, "lr": rate, "weight_decay": weight_decay})
+            self.optimizer = cls([g for g in groups if g["params"]], **options)
         return self.optimizer
 
     # Logging
@@ -409,9 +447,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         return now
 
     def _mean(self, values: Tensor) -> float:
-        """Mean over all processes of values (B,); NaN are left out."""
-        there = ~values.isnan()
-        pair = torch.stack([values.nansum().double(), there.sum().double()])
+        """Mean over all processes of values (B,)."""
+        pair = torch.stack([values.double().sum(), torch.tensor(float(len(values)), device=values.device).double()])
         total, count = self.accelerator.reduce(pair, "sum").tolist()
         return total / count if count else float("nan")
 
@@ -433,13 +470,11 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
     # Checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Everything that is trained, in one safetensors file; the base is not written again and again."""
-        from safetensors.torch import save_file
-
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        save_file({n: p.detach().contiguous().cpu() for n, p in model.trainable().items()}, folder / WEIGHTS)
+        """The policy, as an adapter or a model that loads anywhere."""
+        policy = self.accelerator.unwrap_model(self.model).policy
+        options = {"selected_adapters": [POLICY]} if hasattr(policy, "peft_config") else {}
+        policy.save_pretrained(output_dir or self.args.output_dir, **options)
+        self.processing_class.save_pretrained(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from safetensors.torch import load_file
@@ -470,6 +505,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
                 folder / ROLLOUT.format(rank=self.args.process_index),
             )
         if self.args.should_save:
+            trained = self.accelerator.unwrap_model(self.model).trainable()
+            save_file({n: p.detach().contiguous().cpu() for n, p in trained.items()}, folder / WEIGHTS)
             state = {
                 "step": self._step, "rollouts": self.rollouts, "abandoned": self.abandoned, "kl_coef": self.kl.coef,
                 "score_moments": vars(self.score_moments), "world_size": self.args.world_size,
@@ -478,6 +515,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             if self.health.healthy:
                 save_file({n: t.cpu().contiguous() for n, t in self.health.healthy.items()}, folder / HEALTHY)
             (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+        self.accelerator.wait_for_everyone()  # another process's rollout belongs to the checkpoint too
         super()._save_checkpoint(model, trial)
 
     def _load_state(self, folder: Path) -> None:
@@ -505,7 +543,7 @@ def _as_they_are(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _check_dataset(dataset: Any, name: str, args: PPOConfig) -> None:
+def _check_dataset(dataset: Any, name: str, args: PPOConfig, tokenizer: Any) -> None:
     if dataset is None or not len(dataset):
         raise ValueError(f"{name} is empty; PPO needs rows with a prompt")
     if "prompt" not in dataset.column_names:
@@ -513,5 +551,15 @@ def _check_dataset(dataset: Any, name: str, args: PPOConfig) -> None:
     needed = args.rollout_size * args.world_size
     if name == "train_dataset" and len(dataset) < needed:
         raise ValueError(
-            f"{name} has {len(dataset)} prompts, one rollout takes {needed}; lower num_mini_batches or add rows"
+            f"{name} has {len(dataset)} prompts, one rollout takes {needed}; lower per_device_train_batch_size, "
+            "gradient_accumulation_steps or num_mini_batches, or add rows"
         )
+    if args.max_prompt_length is not None:
+        prompts = dataset["prompt"]
+        lengths = [len(render(p, tokenizer, add_generation_prompt=not isinstance(p, str))) for p in prompts]
+        longer = [number for number, length in enumerate(lengths, 1) if length > args.max_prompt_length]
+        if longer:
+            raise ValueError(
+                f"{name}: {len(longer)} of {len(lengths)} prompts are longer than max_prompt_length="
+                f"{args.max_prompt_length} tokens (row {longer[0]} has {lengths[longer[0] - 1]}); raise it, or cut them"
+            )
