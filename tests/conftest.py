@@ -108,6 +108,13 @@ def write_jsonl(path: Path, rows) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Each word without its first letter, and the word: prompt-completion rows for a whole module."""
+    rows = [{"prompt": f"{w[1:]} ->", "completion": f" {w}"} for w in WORDS]
+    return write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", rows)
+
+
 @pytest.fixture
 def pairs(tmp_path):
     """Prompt-completion rows."""

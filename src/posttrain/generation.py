@@ -15,7 +15,10 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 
 def settings(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
-    """Every setting that changes what is drawn is named: `generate` fills the others in from the model's own."""
+    """Greedy, with the model's own repetition penalty and n-gram ban switched off.
+
+    `generate` fills in what is not named here from the model's own settings: its suppressed and forced tokens stay.
+    """
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(end_tokens(model, tokenizer)),

@@ -15,12 +15,6 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    rows = [{"prompt": f"{w[1:]} ->", "completion": f" {w}"} for w in WORDS]
-    return write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", rows)
-
-
-@pytest.fixture(scope="module")
 def sft(tiny, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "sft"
     run_recipe(

@@ -1,11 +1,12 @@
 """Policy, reference, value and reward as roles on one base model.
 
-    role        with an adapter                               full fine-tuning
-    policy      adapter "default", trained                    the model, trained
-    reference   adapter "ppo_reference", a frozen copy; or no adapter   a frozen copy of the model
-    value       a head on the policy's trunk; or adapter      a head on the policy's trunk; or a trunk and
-                "ppo_value" and a head                            head of its own
-    reward      adapter "ppo_reward" and its score head           a model of its own (rewards.py)
+    role        with an adapter                       full fine-tuning
+    policy      adapter "default", trained            the model, trained
+    reference   a frozen copy of it, if it was        a frozen copy of the model
+                trained before; or no adapter
+    value       a head on the policy's trunk;         a head on the policy's trunk;
+                an adapter and a head; or a model     or a model
+    reward      an adapter and its score head         a model of its own (rewards.py)
 
 Roles are switched here and not by PEFT's `set_adapter` and `disable_adapter`: those change `requires_grad` of the
 adapters that they leave and enter, in the middle of an update.

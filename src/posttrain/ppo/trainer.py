@@ -1,7 +1,7 @@
 """PPO on transformers' own training loop.
 
 The loop asks `_prepare_inputs` for each micro-batch and `compute_loss` for its loss; all else - accumulation,
-clipping, schedules, checkpoints, callbacks, DeepSpeed - is transformers'. So a rollout is made when its first
+clipping, schedules, checkpoints, callbacks - is transformers'. So a rollout is made when its first
 micro-batch is asked for, kept, shuffled anew for each pass, and handed out piece by piece:
 
     rollout = num_ppo_epochs passes
@@ -139,8 +139,11 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         for reward in self.rewards:
             if isinstance(reward, ModelReward) and not getattr(reward.model, "is_quantized", False):
                 reward.model.to(self.accelerator.device)
-        if args.kl_stop is not None and self.is_deepspeed_enabled:
-            raise ValueError("kl_stop: DeepSpeed's engine cannot leave out an optimizer step; set kl_target instead")
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError(
+                "PPO runs in one process or under DDP; its checkpoints do not gather what DeepSpeed or FSDP split: "
+                "use an accelerate config without them"
+            )
         if args.kl_stop is not None and args.fp16:
             raise ValueError(
                 "kl_stop: fp16's gradient scaler cannot leave out an optimizer step; use bf16, or kl_target"
@@ -371,7 +374,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             logprobs, inputs["old_logprobs"], inputs["advantages"], mask, args.clip_range, high, args.dual_clip
         )
         value = objective.value_loss(values, inputs["old_values"], inputs["returns"], mask, args.value_clip)
-        # DDP and DeepSpeed average gradients over processes; the sum is wanted.
+        # DDP averages gradients over processes; the sum is wanted.
         scale = args.world_size / inputs["tokens"]
         loss = scale * ((0.0 if warming else 1.0) * policy.loss.sum() + args.vf_coef * value.loss.sum())
 
