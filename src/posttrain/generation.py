@@ -1,6 +1,7 @@
 """Drawing completions from a model, reproducibly."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,17 +47,27 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
         self.temperatures, self.uniform = torch.tensor(temperatures)[:, None], uniform
         self.nucleus = TopPLogitsWarper(top_p) if top_p < 1.0 else None
         self.place = 0
+        self.logprobs: list[Tensor] | None = None  # of the drawn tokens, with what they were drawn from
+        self.entropies: list[Tensor] = []
+
+    def keep(self) -> None:
+        """Keep each drawn token's log-probability and the entropy of its distribution, (B,) a place."""
+        self.logprobs = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         warmth = self.temperatures.to(scores.device)
         warm = scores.float() / warmth.clamp(min=1e-6)
         if self.nucleus is not None:
             warm = self.nucleus(input_ids, warm)
-        cumulative = torch.softmax(warm, -1).cumsum(-1)
+        probabilities = torch.softmax(warm, -1)
+        cumulative = probabilities.cumsum(-1)
         number = self.uniform(self.place).to(scores.device)[:, None] * cumulative[:, -1:]
         self.place += 1
         drawn = torch.searchsorted(cumulative, number, right=True).clamp(max=scores.shape[-1] - 1)
         chosen = torch.where(warmth > 0, drawn, scores.argmax(-1, keepdim=True))
+        if self.logprobs is not None:
+            self.logprobs.append(probabilities.gather(1, chosen)[:, 0].log())
+            self.entropies.append(torch.special.entr(probabilities).sum(-1))
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
@@ -65,22 +76,36 @@ def fresh_uniforms(rows: int, device: Any, place: int) -> Tensor:
     return torch.rand(rows, device=device)
 
 
+@dataclass
+class Drawn:
+    """Completions of B prompts, T the longest one's tokens."""
+
+    ids: list[list[int]]  # up to and with EOS
+    logprobs: Tensor  # (B, T) of each token under the distribution that it was drawn from; past EOS, anything
+    entropies: Tensor  # (B, T) of those distributions
+
+
 def generate_ids(
     model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, *, temperature: float, max_new_tokens: int,
     uniforms: Tensor,
-) -> list[list[int]]:  # fmt: skip
-    """Token ids of one completion a row, up to and with its EOS; prompts (B, P) are padded on the left.
+) -> Drawn:  # fmt: skip
+    """One completion a row; prompts (B, P) are padded on the left.
 
     `uniforms` (B, max_new_tokens) are the random numbers: the same ones draw the same completions, in any batch.
     """
     draw = Draw([temperature] * len(input_ids), 1.0, lambda place: uniforms[:, place])
+    draw.keep()
     out = model.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
         logits_processor=LogitsProcessorList([draw]),
         generation_config=settings(model, tokenizer, max_new_tokens),
     )
-    return [until_end(row, end_tokens(model, tokenizer)) for row in out[:, input_ids.shape[1] :].tolist()]
+    ends = end_tokens(model, tokenizer)
+    ids = [until_end(row, ends) for row in out[:, input_ids.shape[1] :].tolist()]
+    width = max(map(len, ids))
+    assert draw.logprobs is not None
+    return Drawn(ids, torch.stack(draw.logprobs[:width], 1), torch.stack(draw.entropies[:width], 1))
 
 
 def until_end(row: list[int], ends: set[int]) -> list[int]:

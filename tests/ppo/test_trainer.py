@@ -68,6 +68,24 @@ def test_only_policy_and_critic_move(make, adapter, reward_adapter, value_mode):
     assert all(f".{POLICY}." in n or trainer.model.is_critic(n) for n in trained)
 
 
+@pytest.mark.parametrize("value_mode", MODES)
+def test_what_the_rollout_kept_is_what_the_policy_computes(make, adapter, value_mode):
+    """Log-probabilities, entropies and values of the draws, against one pass over the whole rows. Rows are ragged."""
+    trainer = make(continued=adapter, value_mode=value_mode, temperature=0.7, per_device_train_batch_size=8)
+    trainer.model.value_head.weight.data.normal_()
+    kept = []
+    evaluate = trainer._evaluate
+    trainer._evaluate = lambda *args: kept.append(evaluate(*args)) or kept[-1]
+    rollout = first_rollout(trainer)
+    ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], 1)
+    attended = torch.cat([rollout.prompt_mask, rollout.completion_mask], 1)
+    assert len(set(attended.sum(1).tolist())) > 2
+    with torch.no_grad():
+        again = trainer.model(ids, attended, rollout.completion_mask)
+    for then, now in zip(kept[0], again, strict=False):
+        assert torch.allclose(then, now * rollout.completion_mask, atol=2e-5)
+
+
 def test_the_update_is_that_of_a_plain_implementation(make):
     """One optimizer step against PPO's equations written on plain logits, with clipping of the gradient and Adam."""
     trainer = make(

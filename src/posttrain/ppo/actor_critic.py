@@ -213,22 +213,42 @@ class ActorCritic(nn.Module):
         """
         with self.role(POLICY), kept_hidden_states(trunk_of(self.policy)) as kept:
             logprobs, entropies = self._logprobs(self.policy, input_ids, attention_mask, completion_mask)
-        hidden = kept[-1].detach() if detach_critic else kept[-1]
-        return logprobs, entropies, self._values(hidden, input_ids, attention_mask, completion_mask)
+        if self.value_mode == "head":
+            width = completion_mask.shape[1]
+            hidden = kept[-1].detach() if detach_critic else kept[-1]
+            return logprobs, entropies, self._head(hidden[:, -width - 1 : -1]) * completion_mask
+        return logprobs, entropies, self.values(input_ids, attention_mask, completion_mask)
 
-    def _values(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
-        if self.value_mode != "head":
-            trunk = self.value_model if self.value_mode == "model" else trunk_of(self.policy)
-            with self.role(VALUE) if self.value_mode == "adapter" else nullcontext():
-                hidden = trunk(
-                    input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask),
-                    use_cache=False,
-                ).last_hidden_state  # fmt: skip
+    def values(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+        """Values (B, C) by the critic's own trunk, without the policy's pass."""
+        trunk = self.value_model if self.value_mode == "model" else trunk_of(self.policy)
+        with self.role(VALUE if self.value_mode == "adapter" else POLICY):
+            hidden = trunk(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask),
+                use_cache=False,
+            ).last_hidden_state  # fmt: skip
         width = completion_mask.shape[1]
+        return self._head(hidden[:, -width - 1 : -1]) * completion_mask
+
+    @contextmanager
+    def noted_values(self) -> Iterator[list[Tensor]]:
+        """With a head on the policy's trunk: the value (B,) before each token drawn inside the block."""
+        noted: list[Tensor] = []
+
+        def note(module: Any, args: Any, output: Any) -> None:
+            noted.append(self._head(output[0][:, -1]))
+
+        handle = trunk_of(self.policy).register_forward_hook(note)
+        try:
+            yield noted
+        finally:
+            handle.remove()
+
+    def _head(self, hidden: Tensor) -> Tensor:
         # Past autocast: in bf16 a value near 8 could only move in steps of 1/16.
         with torch.autocast(hidden.device.type, enabled=False):
-            values: Tensor = self.value_head(hidden[:, -width - 1 : -1].float())[..., 0]
-        return values * completion_mask
+            values: Tensor = self.value_head(hidden.float())[..., 0]
+        return values
 
     @torch.no_grad()
     def reference_logprobs(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:

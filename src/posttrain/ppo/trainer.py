@@ -11,11 +11,11 @@ micro-batch is asked for, kept, shuffled anew for each pass, and handed out piec
 The rollout and the state of the controllers are saved with a checkpoint: a resumed run is the same run.
 """
 
-import json
 import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,19 +23,16 @@ import torch
 from torch import Tensor
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..generation import end_tokens, generate_ids
+from ..generation import Drawn, end_tokens, generate_ids
 from ..sampling import as_turn
 from ..tokens import render
-from . import objective
+from . import checkpoint, objective
 from .actor_critic import POLICY, ActorCritic
 from .config import PPOConfig
 from .health import HealthWatch
 from .objective import KLController, RunningMoments
 from .rewards import ModelReward, as_reward
 from .rollout import Rollout, RolloutSampler, micro_batches, pad_left, pad_right, uniforms
-
-STATE, WEIGHTS = "ppo_state.json", "actor_critic.safetensors"
-ROLLOUT, HEALTHY = "rollout-{rank}.safetensors", "healthy.safetensors"
 
 
 class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
@@ -184,6 +181,11 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         return steps
 
     @property
+    def within_rollout(self) -> bool:
+        """Whether the rollout in hand has micro-batches left."""
+        return bool(self._step % self.micro_steps)
+
+    @property
     def warming(self) -> bool:
         """Whether this optimizer step is one of the critic's alone."""
         return bool(self.state.global_step < self.args.critic_warmup_steps)
@@ -219,11 +221,11 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         assert self.rollout is not None
         epoch, number = divmod(at, self.args.micro_batches)
         if number == 0 or not self.batches:
-            self._deal(epoch)
+            self.deal(epoch)
         step = number // self.args.gradient_accumulation_steps
         return self._micro_batch(self.rollout, self.batches[number], self.tokens_a_step[step])
 
-    def _deal(self, epoch: int) -> None:
+    def deal(self, epoch: int) -> None:
         """Shuffle the rollout into micro-batches, and count each optimizer step's tokens over all processes."""
         assert self.rollout is not None
         lengths = self.rollout.completion_mask.sum(1)
@@ -255,28 +257,30 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             args.seed, self.rollouts if mode == "train" else -self.evaluated, range(first, first + len(rows)),
             args.max_completion_length,
         )  # fmt: skip
-        drawn = self._draw(prompt_ids, prompt_mask, numbers)
-        completion_ids, completion_mask = (t.to(device) for t in pad_right(drawn, self.tokenizer.pad_token_id))
+        drawn, noted = self._draw(prompt_ids, prompt_mask, numbers)
+        completion_ids, completion_mask = (t.to(device) for t in pad_right(drawn.ids, self.tokenizer.pad_token_id))
         clock = self._lap(mode, "time/rollout", clock)
 
         # Scores
-        texts = self.tokenizer.batch_decode(drawn, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(drawn.ids, skip_special_tokens=True)
         completions = [as_turn(p, text) for p, text in zip(prompts, texts, strict=True)]
         columns = {k: [row[k] for row in rows] for k in rows[0] if k != "prompt"}
         by_reward = torch.tensor(
-            [reward(prompts, completions, completion_ids=drawn, **columns) for reward in self.rewards], device=device
+            [reward(prompts, completions, completion_ids=drawn.ids, **columns) for reward in self.rewards],
+            device=device,
         )
         unscored = int(by_reward.isnan().all(0).sum())
         if unscored:
             raise ValueError(f"{unscored} of {len(rows)} completions got no score from any reward: return a number")
         weights = torch.tensor(self.reward_weights, device=device)
         raw = (by_reward * weights[:, None]).nansum(0)
-        stopped = torch.tensor([ids[-1] in self.ends for ids in drawn], device=device)
+        stopped = torch.tensor([ids[-1] in self.ends for ids in drawn.ids], device=device)
         scores = self._shape_scores(raw, stopped, mode)
         clock = self._lap(mode, "time/scoring", clock)
 
         # Log-probabilities and values
-        old, ref, values, entropies = self._evaluate(prompt_ids, prompt_mask, completion_ids, completion_mask)
+        ids, attended = torch.cat([prompt_ids, completion_ids], 1), torch.cat([prompt_mask, completion_mask], 1)
+        old, entropies, values, ref = self._evaluate(ids, attended, completion_mask, drawn, noted)
         clock = self._lap(mode, "time/evaluating", clock)
 
         mask = completion_mask.float()
@@ -317,14 +321,20 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         model.train(was_training)
         return rollout
 
-    def _draw(self, prompt_ids: Tensor, prompt_mask: Tensor, numbers: Tensor) -> list[list[int]]:
+    def _draw(self, prompt_ids: Tensor, prompt_mask: Tensor, numbers: Tensor) -> tuple[Drawn, list[Tensor]]:
+        """The completions, and with a head on the policy's trunk the values before each of their tokens."""
         from trl.models.utils import unwrap_model_for_generation
 
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as unwrapped:
-            return generate_ids(
+        noting = self.args.value_mode == "head"
+        with (
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as unwrapped,
+            unwrapped.noted_values() if noting else nullcontext([]) as noted,
+        ):
+            drawn = generate_ids(
                 unwrapped.policy, self.tokenizer, prompt_ids, prompt_mask, temperature=self.args.temperature,
                 max_new_tokens=self.args.max_completion_length, uniforms=numbers,
             )  # fmt: skip
+        return drawn, noted
 
     def _shape_scores(self, raw: Tensor, stopped: Tensor, mode: str) -> Tensor:
         """Normalised by what was seen so far, cut, and lowered where EOS is missing: (B,)."""
@@ -341,22 +351,26 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         return scores.float()
 
     def _evaluate(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
-    ) -> Any:
-        """Log-probabilities of policy and reference, values and entropies, each (B, C), a micro-batch at a time."""
-        width = completion_ids.shape[1]
-        parts: list[list[Tensor]] = [[], [], [], []]
-        for rows in torch.split(torch.arange(len(prompt_ids)), self.args.per_device_train_batch_size):
-            ids = torch.cat([prompt_ids[rows], completion_ids[rows]], 1)
-            attended = torch.cat([prompt_mask[rows], completion_mask[rows]], 1)
-            # The reference is called past accelerate's wrapper: without this it would compute in another precision.
+        self, ids: Tensor, attended: Tensor, completion_mask: Tensor, drawn: Drawn, noted: list[Tensor]
+    ) -> list[Tensor]:
+        """Log-probabilities, entropies and values of the policy, log-probabilities of the reference: each (B, C).
+
+        The policy's are those that the tokens were drawn by. Under autocast they are computed again: the rollout
+        computes in the weights' own precision, and the first ratio must be 1.
+        """
+        width, model = completion_mask.shape[1], self.accelerator.unwrap_model(self.model_wrapped)
+        parts: list[tuple[Tensor, ...]] = []
+        for rows in torch.split(torch.arange(len(ids)), self.args.per_device_train_batch_size):
+            batch = ids[rows], attended[rows], completion_mask[rows]
+            # The roles are called past accelerate's wrapper: without this they would compute in another precision.
             with self.accelerator.autocast():
-                old, entropy, values = self.model_wrapped(ids, attended, completion_mask[rows])
-                model = self.accelerator.unwrap_model(self.model_wrapped)
-                ref = model.reference_logprobs(ids, attended, completion_mask[rows])
-            for part, tensor in zip(parts, (old, ref, values, entropy), strict=True):
-                part.append(tensor[:, :width].float())
-        return [torch.cat(part) for part in parts]
+                if self.args.bf16 or self.args.fp16:
+                    policy = self.model_wrapped(*batch)
+                else:
+                    values = torch.stack(noted[:width], 1)[rows] if noted else model.values(*batch)
+                    policy = drawn.logprobs[rows], drawn.entropies[rows], values
+                parts.append((*policy, model.reference_logprobs(*batch)))
+        return [torch.cat(part).float() * completion_mask for part in zip(*parts, strict=True)]
 
     # Update
 
@@ -480,66 +494,17 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         self.processing_class.save_pretrained(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        from safetensors.torch import load_file
+        checkpoint.load_weights(self, Path(resume_from_checkpoint))
 
-        folder = Path(resume_from_checkpoint)
-        target = self.accelerator.unwrap_model(model if model is not None else self.model)
-        saved, mine = load_file(folder / WEIGHTS), target.trainable()
-        if saved.keys() != mine.keys():
-            raise ValueError(f"{folder / WEIGHTS} holds other parameters: {sorted(saved.keys() ^ mine.keys())[:3]}")
-        with torch.no_grad():
-            for name, parameter in mine.items():
-                parameter.copy_(saved[name])
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self._load_state(Path(checkpoint))
+    def _load_optimizer_and_scheduler(self, checkpoint_dir: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint_dir)
+        if checkpoint_dir is not None:
+            checkpoint.load_state(self, Path(checkpoint_dir))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Before transformers writes its state, whose presence says that a checkpoint is whole."""
-        from safetensors.torch import save_file
-
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.rollout is not None and self._step % self.micro_steps:
-            save_file(
-                {k: v.cpu() for k, v in self.rollout.state().items()},
-                folder / ROLLOUT.format(rank=self.args.process_index),
-            )
-        if self.args.should_save:
-            trained = self.accelerator.unwrap_model(self.model).trainable()
-            save_file({n: p.detach().contiguous().cpu() for n, p in trained.items()}, folder / WEIGHTS)
-            state = {
-                "step": self._step, "rollouts": self.rollouts, "abandoned": self.abandoned, "kl_coef": self.kl.coef,
-                "score_moments": vars(self.score_moments), "world_size": self.args.world_size,
-                "health": self.health.state_dict(),
-            }  # fmt: skip
-            if self.health.healthy:
-                save_file({n: t.cpu().contiguous() for n, t in self.health.healthy.items()}, folder / HEALTHY)
-            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
-        self.accelerator.wait_for_everyone()  # another process's rollout belongs to the checkpoint too
+        checkpoint.save(self, Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
-
-    def _load_state(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        if state["world_size"] != self.args.world_size:
-            raise ValueError(
-                f"{folder} was written by {state['world_size']} processes, this run has {self.args.world_size}; a "
-                "rollout cannot be shared out anew in its middle: resume with as many"
-            )
-        self._step, self.rollouts, self.abandoned = state["step"], state["rollouts"], state["abandoned"]
-        self.kl.coef = state["kl_coef"]
-        vars(self.score_moments).update(state["score_moments"])
-        self.health.load_state_dict(state["health"])
-        if (folder / HEALTHY).is_file():
-            self.health.healthy = {n: t.to(self.accelerator.device) for n, t in load_file(folder / HEALTHY).items()}
-        file = folder / ROLLOUT.format(rank=self.args.process_index)
-        if self._step % self.micro_steps:
-            self.rollout = Rollout(**{k: v.to(self.accelerator.device) for k, v in load_file(file).items()})
-            self._deal((self._step % self.micro_steps) // self.args.micro_batches)
 
 
 def _as_they_are(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,76 @@
+"""What a checkpoint of PPO holds beside transformers' own files, so that a resumed run is the same run.
+
+actor_critic.safetensors    the trained tensors, of policy and critic
+rollout-<rank>.safetensors  each process's rollout, where the checkpoint is in the middle of one
+ppo_state.json              the place in it; the KL controller, the scores' moments, the health watch
+healthy.safetensors         what `on_unhealthy: rollback` goes back to
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .rollout import Rollout
+
+WEIGHTS, STATE, HEALTHY = "actor_critic.safetensors", "ppo_state.json", "healthy.safetensors"
+ROLLOUT = "rollout-{rank}.safetensors"
+
+
+def save(trainer: Any, folder: Path) -> None:
+    """Write all of it, and wait for every process: another one's rollout belongs to the checkpoint too."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if trainer.rollout is not None and trainer.within_rollout:
+        file = folder / ROLLOUT.format(rank=trainer.args.process_index)
+        save_file({name: tensor.cpu() for name, tensor in trainer.rollout.state().items()}, file)
+    if trainer.args.should_save:
+        trained = trainer.accelerator.unwrap_model(trainer.model).trainable()
+        save_file({name: p.detach().contiguous().cpu() for name, p in trained.items()}, folder / WEIGHTS)
+        state = {
+            "step": trainer._step, "rollouts": trainer.rollouts, "abandoned": trainer.abandoned,
+            "kl_coef": trainer.kl.coef, "score_moments": vars(trainer.score_moments),
+            "world_size": trainer.args.world_size, "health": trainer.health.state_dict(),
+        }  # fmt: skip
+        if trainer.health.healthy:
+            healthy = trainer.health.healthy.items()
+            save_file({name: tensor.cpu().contiguous() for name, tensor in healthy}, folder / HEALTHY)
+        (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+
+
+def load_weights(trainer: Any, folder: Path) -> None:
+    """Read the trained tensors back. Raises ValueError when they are others than this trainer's."""
+    from safetensors.torch import load_file
+
+    saved, mine = load_file(folder / WEIGHTS), trainer.accelerator.unwrap_model(trainer.model).trainable()
+    if saved.keys() != mine.keys():
+        raise ValueError(f"{folder / WEIGHTS} holds other parameters: {sorted(saved.keys() ^ mine.keys())[:3]}")
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(saved[name])
+
+
+def load_state(trainer: Any, folder: Path) -> None:
+    """Read the rest back. Raises ValueError when another number of processes wrote it."""
+    from safetensors.torch import load_file
+
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if state["world_size"] != trainer.args.world_size:
+        raise ValueError(
+            f"{folder} was written by {state['world_size']} processes, this run has {trainer.args.world_size}; a "
+            "rollout cannot be shared out anew in its middle: resume with as many"
+        )
+    trainer._step, trainer.rollouts, trainer.abandoned = state["step"], state["rollouts"], state["abandoned"]
+    trainer.kl.coef = state["kl_coef"]
+    vars(trainer.score_moments).update(state["score_moments"])
+    trainer.health.load_state_dict(state["health"])
+    device = trainer.accelerator.device
+    if (folder / HEALTHY).is_file():
+        trainer.health.healthy = {name: t.to(device) for name, t in load_file(folder / HEALTHY).items()}
+    if trainer.within_rollout:
+        tensors = load_file(folder / ROLLOUT.format(rank=trainer.args.process_index))
+        trainer.rollout = Rollout(**{name: tensor.to(device) for name, tensor in tensors.items()})
+        trainer.deal((trainer._step % trainer.micro_steps) // trainer.args.micro_batches)
