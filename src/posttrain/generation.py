@@ -18,7 +18,8 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 def settings(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     """Greedy, with the model's own repetition penalty and n-gram ban switched off.
 
-    `generate` fills in what is not named here from the model's own settings: its suppressed and forced tokens stay.
+    `generate` fills in what is not named here from the model's own settings: its suppressed and forced tokens stay, in
+    an evaluation; PPO refuses them (`check_generation_settings`).
     """
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -28,6 +29,24 @@ def settings(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfi
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
     )
+
+
+_OTHER_DISTRIBUTION = (
+    "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
+    "sequence_bias", "exponential_decay_length_penalty", "min_length", "min_new_tokens", "guidance_scale",
+    "watermarking_config",
+)  # fmt: skip
+
+
+def check_generation_settings(model: Any) -> None:
+    """A model whose own settings forbid or force tokens draws from another distribution than its logits'.
+
+    Raises ValueError, naming the settings: what is trained on such draws would be weighed by the wrong ratio.
+    """
+    own = {name: getattr(model.generation_config, name, None) for name in _OTHER_DISTRIBUTION}
+    found = [f"{name}={value}" for name, value in own.items() if value]
+    if found:
+        raise ValueError(f"the model's generation_config.json sets {', '.join(found)}; PPO draws from its plain logits")
 
 
 class Draw(LogitsProcessor):  # type: ignore[misc]

@@ -112,7 +112,8 @@ def finish(
         stage.gates.append(gates.stops(share, STOPS_FLOOR if floor is None else floor))
 
     stage.close(
-        kind=result, result=result, task="CAUSAL_LM", start=start, tokenizer=tokenizer, model=model,
+        kind=result, result=result, task="CAUSAL_LM", start=start, tokenizer=tokenizer,
+        model=trainer.accelerator.unwrap_model(trainer.model),
         base=describe_base(base, model_settings(stage), model),
     )  # fmt: skip
 

@@ -29,6 +29,8 @@ def make(tiny, tmp_path):
         tokenizer=None,
         r=4,
         dropout=0.0,
+        reward_tokenizers=None,
+        base=tiny,
         **settings,
     ):
         import torch
@@ -40,7 +42,7 @@ def make(tiny, tmp_path):
             "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True, "seed": 3,
             "output_dir": str(tmp_path / "ppo"),
         } | settings  # fmt: skip
-        model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         config = LoraConfig(r=r, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
         if continued is not None:
             model = PeftModel.from_pretrained(model, continued, is_trainable=True)
@@ -50,6 +52,7 @@ def make(tiny, tmp_path):
             args=PPOConfig(**options),
             train_dataset=Dataset.from_list(rows or [{"prompt": p} for p in PROMPTS]),
             processing_class=tokenizer or AutoTokenizer.from_pretrained(tiny),
+            reward_processing_classes=reward_tokenizers,
             peft_config=config if peft and continued is None else None,
         )
         return trainer

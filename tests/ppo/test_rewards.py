@@ -29,14 +29,56 @@ def test_a_reward_adapter_scores_as_the_reward_model_does(make, adapter, reward_
         assert got == pytest.approx(alone(model, trainer.tokenizer, PROMPTS[:4], texts()), abs=1e-5)
 
 
+def test_two_reward_adapters_on_one_base(make, adapter, reward_adapter, tmp_path):
+    """Each keeps its own scores, and the weighted sum is what the policy is trained on."""
+    from safetensors.torch import load_file, save_file
+
+    folder, model = reward_adapter
+    other = tmp_path / "other" / "adapter"
+    other.mkdir(parents=True)
+    (other / "adapter_config.json").write_text((folder / "adapter_config.json").read_text())
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({n: -t if ".score." in n else t for n, t in weights.items()}, other / "adapter_model.safetensors")
+    trainer = make(
+        rewards=[str(folder), str(other)], continued=adapter, value_mode="adapter", reward_weights=[3.0, 1.0],
+        max_steps=1,
+    )  # fmt: skip
+    expected = alone(model, trainer.tokenizer, PROMPTS[:4], texts())
+    first, second = (reward(PROMPTS[:4], texts()) for reward in trainer.rewards)
+    assert first == pytest.approx(expected, abs=1e-5)
+    assert second == pytest.approx([-s for s in expected], abs=1e-5)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["objective/scores"] == pytest.approx(3 * log["rewards/reward"] + log["rewards/other"], abs=1e-5)
+
+
+def test_a_reward_model_that_pools_itself(make, tmp_path, tiny):
+    """BERT has a classifier, and no pad token of its own here; its padding changes nothing."""
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.pad_token = None
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_labels=1, hidden_dropout_prob=0.0,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    trainer = make(rewards=[model], reward_tokenizers=[tokenizer])
+    got = trainer.rewards[0](PROMPTS[:4], texts())
+    rows = [[*tokenizer(p + c)["input_ids"], tokenizer.eos_token_id] for p, c in zip(PROMPTS, texts(), strict=False)]
+    assert len({len(row) for row in rows}) > 1
+    with torch.no_grad():
+        assert got == pytest.approx([model(input_ids=torch.tensor([r])).logits.item() for r in rows], abs=1e-5)
+
+
 def test_a_stand_alone_model_reads_its_own_tokens(make, reward_adapter, tiny):
     from transformers import AutoTokenizer
 
     _, model = reward_adapter
     own = AutoTokenizer.from_pretrained(tiny)
     own.eos_token = "<|endoftext|>"
-    trainer = make(rewards=[model], tokenizer=AutoTokenizer.from_pretrained(tiny))
-    trainer.rewards[0].tokenizer = own
+    trainer = make(rewards=[model], tokenizer=AutoTokenizer.from_pretrained(tiny), reward_tokenizers=[own])
     got = trainer.rewards[0](PROMPTS[:4], texts())
     assert got == pytest.approx(alone(model, own, PROMPTS[:4], texts()), abs=1e-5)
 
@@ -48,7 +90,7 @@ def test_the_value_starts_as_the_reward_model(make, adapter, reward_adapter):
     mask = torch.ones_like(ids)
     _, _, values = trainer.model(ids, mask, mask[:, -3:])
     assert values[0, -1].item() == pytest.approx(
-        trainer.model.reward_scores(ids[:, :-1], mask[:, :-1]).item(), abs=1e-5
+        trainer.model.reward_scores(ids[:, :-1], mask[:, :-1], "ppo_reward_0").item(), abs=1e-5
     )
 
 
@@ -57,7 +99,7 @@ def test_a_value_adapter_has_the_shape_of_the_reward_model(make, reward_adapter)
     trainer = make(rewards=str(reward_adapter[0]), value_mode="adapter", r=2, dropout=0.5)
     ids = torch.tensor([trainer.tokenizer("eceive -> receive")["input_ids"]])
     mask = torch.ones_like(ids)
-    expected = trainer.model.reward_scores(ids[:, :-1], mask[:, :-1]).item()
+    expected = trainer.model.reward_scores(ids[:, :-1], mask[:, :-1], "ppo_reward_0").item()
     for _ in range(2):
         values = trainer.model.train()(ids, mask, mask[:, -3:])[2]
         assert values[0, -1].item() == pytest.approx(expected, abs=1e-5)
@@ -84,11 +126,18 @@ def test_functions_get_columns_and_are_weighted(make):
     assert [trainer.tokenizer.decode(i, skip_special_tokens=True) for i in ids] == completions
 
 
-def test_what_is_no_reward_is_refused(make):
+def test_what_is_no_reward_is_refused(make, tiny):
+    from transformers import AutoModelForSequenceClassification
+
     with pytest.raises(ValueError, match="expected a function, a model or a folder, got 3"):
         make(rewards=3)
     with pytest.raises(ValueError, match="2 numbers for 1 rewards"):
         make(reward_weights=[1.0, 2.0])
+
+    with pytest.raises(ValueError, match="has 2 labels; a reward model has one"):
+        make(rewards=[AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)])
+    with pytest.raises(ValueError, match="2 tokenizers for 1 rewards"):
+        make(reward_tokenizers=[None, None])
 
     def short(prompts, completions, **_):
         return [1.0]
@@ -105,3 +154,13 @@ def test_scores_are_shaped(make):
     trainer._shape_scores(torch.tensor([0.0, 2.0]), stopped[:2], "train")
     got = trainer._shape_scores(torch.tensor([4.0, 6.0]), stopped[:2], "train")
     assert got.tolist() == pytest.approx([(4 - 3) / 5**0.5, (6 - 3) / 5**0.5])
+
+
+def test_a_reward_model_without_a_chat_template_is_refused_conversations(make, reward_adapter, tiny):
+    from transformers import AutoTokenizer
+
+    own = AutoTokenizer.from_pretrained(tiny)
+    own.chat_template = None
+    rows = [{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS]
+    with pytest.raises(ValueError, match="has no chat template, and prompts are messages"):
+        make(rewards=[reward_adapter[1]], rows=rows, reward_tokenizers=[own])

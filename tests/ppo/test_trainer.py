@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -267,6 +268,23 @@ def test_what_is_saved_is_the_policy(make, tmp_path):
 def test_long_prompts_are_refused(make):
     with pytest.raises(ValueError, match=r"12 of 12 prompts are longer than max_prompt_length=1 tokens \(row 1 has"):
         make(max_prompt_length=1)
+
+
+def test_a_model_that_forbids_tokens_is_refused(make, tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "forbids")
+    settings = json.loads((tiny / "generation_config.json").read_text()) | {"suppress_tokens": [5]}
+    (tmp_path / "forbids" / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"sets suppress_tokens=\[5\]; PPO draws from its plain logits"):
+        make(base=tmp_path / "forbids")
+
+
+def test_some_completions_are_kept_to_be_read(make):
+    trainer = make(num_logged_completions=2, max_steps=1)
+    trainer.train()
+    assert [d["prompt"] for d in trainer.drawn] and len(trainer.drawn) == 2
+    for d in trainer.drawn:
+        text = d["completion"].replace("<|im_end|>", "")
+        assert d["score"] == d["rewards/count_e"] == count_e(None, [text])[0]
 
 
 def test_it_learns(make):

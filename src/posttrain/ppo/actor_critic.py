@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-POLICY, REFERENCE, VALUE, REWARD = "default", "ppo_reference", "ppo_value", "ppo_reward"
+POLICY, REFERENCE, VALUE, REWARD = "default", "ppo_reference", "ppo_value", "ppo_reward_{number}"
 NO_ADAPTER = None
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.reference_model: Any = None
         self.value_model: Any = None
-        self.score_head: nn.Linear | None = None
+        self.score_heads = nn.ModuleDict()  # of the reward adapters, by adapter
         self.reference: str | None = NO_ADAPTER
         self.checkpointing: tuple[dict[str, Any], dict[str, Any]] | None = None
         if not self.is_peft:
@@ -165,39 +165,43 @@ class ActorCritic(nn.Module):
         weights = get_peft_model_state_dict(self.policy, adapter_name=source)
         set_peft_model_state_dict(self.policy, {k: v.clone() for k, v in weights.items()}, adapter_name=target)
 
-    def add_reward_adapter(self, folder: Path) -> None:
-        """Load a reward model's adapter and score head beside the policy. Frozen.
+    def add_reward_adapter(self, folder: Path) -> str:
+        """Load a reward model's adapter and score head beside the policy, frozen; return the adapter's name.
 
         The head is read by hand: loading a SEQ_CLS adapter onto a causal model drops it without a word.
         """
         from peft import PeftConfig, set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        if not self.is_peft or REWARD in self.policy.peft_config:
-            raise ValueError(f"{folder}: one reward adapter fits beside a policy's adapter; pass a model of its own")
+        if not self.is_peft:
+            raise ValueError(f"{folder}: a reward adapter stands beside a policy's adapter; pass a model of its own")
         config = PeftConfig.from_pretrained(str(folder))
         config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, True
         weights = load_file(folder / "adapter_model.safetensors")
         heads = [name for name in weights if ".score." in name]
         if len(heads) != 1:
             raise ValueError(f"{folder} has {len(heads)} score heads; a reward model has one")
-        self.policy.add_adapter(REWARD, config)
-        head = weights.pop(heads[0])
-        result = set_peft_model_state_dict(self.policy, weights, adapter_name=REWARD)
+        name, head = REWARD.format(number=len(self.score_heads)), weights.pop(heads[0])
+        if head.shape[0] != 1:
+            raise ValueError(f"{folder} has a head of {head.shape[0]} labels; a reward model has one")
+        self.policy.add_adapter(name, config)
+        result = set_peft_model_state_dict(self.policy, weights, adapter_name=name)
         if result.unexpected_keys:
             raise ValueError(f"{folder} does not fit the policy's base: {result.unexpected_keys[:3]}")
-        self.score_head = nn.Linear(head.shape[1], 1, bias=False, device=self.device)
-        self.score_head.weight.data.copy_(head)
-        self.score_head.requires_grad_(False)
+        scores = nn.Linear(head.shape[1], 1, bias=False, device=self.device)
+        scores.weight.data.copy_(head)
+        self.score_heads[name] = scores.requires_grad_(False)
         self.set_trainable()
+        return name
 
     def add_value_adapter(self) -> None:
-        """An adapter for the critic: the reward model's, where there is one (Ouyang et al., 2022, appendix C.4)."""
-        if self.score_head is None:
+        """An adapter for the critic: the first reward model's, where there is one (Ouyang et al., 2022, appendix C)."""
+        if not self.score_heads:
             self.policy.add_adapter(VALUE, copy.deepcopy(self.policy.peft_config[POLICY]))
         else:
-            self._copy_adapter(REWARD, VALUE)
-            self.value_head.weight.data.copy_(self.score_head.weight)
+            name = REWARD.format(number=0)
+            self._copy_adapter(name, VALUE)
+            self.value_head.load_state_dict({**self.value_head.state_dict(), **self.score_heads[name].state_dict()})
         self.set_trainable()
 
     # Computing
@@ -276,15 +280,14 @@ class ActorCritic(nn.Module):
         return out.log_probs[:, -width:].float(), entropy[:, -width:].float()
 
     @torch.no_grad()
-    def reward_scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The reward adapter's score (B,) of right-padded rows (B, T), at each row's last token."""
-        assert self.score_head is not None
-        with self.role(REWARD):
+    def reward_scores(self, input_ids: Tensor, attention_mask: Tensor, name: str) -> Tensor:
+        """A reward adapter's score (B,) of right-padded rows (B, T), at each row's last token."""
+        with self.role(name):
             hidden = trunk_of(self.policy)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
         last = attention_mask.sum(1) - 1
         pooled = hidden[torch.arange(len(last), device=hidden.device), last]
         with torch.autocast(hidden.device.type, enabled=False):
-            scores: Tensor = self.score_head(pooled.float())[:, 0]
+            scores: Tensor = self.score_heads[name](pooled.float())[:, 0]
         return scores
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..errors import ConfigError
 from .rollout import Rollout
 
 WEIGHTS, STATE, HEALTHY = "actor_critic.safetensors", "ppo_state.json", "healthy.safetensors"
@@ -54,12 +55,12 @@ def load_weights(trainer: Any, folder: Path) -> None:
 
 
 def load_state(trainer: Any, folder: Path) -> None:
-    """Read the rest back. Raises ValueError when another number of processes wrote it."""
+    """Read the rest back. Raises ConfigError when another number of processes wrote it."""
     from safetensors.torch import load_file
 
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     if state["world_size"] != trainer.args.world_size:
-        raise ValueError(
+        raise ConfigError(
             f"{folder} was written by {state['world_size']} processes, this run has {trainer.args.world_size}; a "
             "rollout cannot be shared out anew in its middle: resume with as many"
         )

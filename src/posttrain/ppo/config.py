@@ -38,6 +38,9 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     temperature: float = field(
         default=1.0, metadata={"help": "Of the draws, and of every log-probability [H: 0.7; 1 keeps PPO on-policy]."}
     )
+    num_logged_completions: int = field(
+        default=4, metadata={"help": "Completions of a rollout that are kept to be read, with their scores."}
+    )
     shuffle_dataset: bool = field(default=True, metadata={"help": "Prompts in a new order each epoch."})
 
     # Reward

@@ -1,4 +1,4 @@
-"""Where scores come from: a reward adapter on the policy's base, a reward model of its own, a Python function.
+"""Where scores come from: reward adapters on the policy's base, reward models of their own, Python functions.
 
 Each is called with the prompts and completions of a rollout, as text or messages, and gives one number a completion. A
 reward model reads text rendered as it was in its training.
@@ -43,20 +43,41 @@ class FunctionReward:
         return [float("nan") if s is None else float(s) for s in scores]
 
 
+def classified(model: Any, input_ids: Any, attention_mask: Any) -> Any:
+    """Scores (B,) of a model that pools its rows itself, like BERT's."""
+    return model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
+
+
+def check_templates(rewards: Sequence[Any], dataset: Any) -> None:
+    """A reward model that is to read conversations has a chat template. Raises ValueError."""
+    conversations = dataset is not None and not isinstance(dataset[0]["prompt"], str)
+    for reward in rewards:
+        if conversations and isinstance(reward, ModelReward) and not reward.tokenizer.chat_template:
+            raise ValueError(f"the tokenizer of reward {reward.name} has no chat template, and prompts are messages")
+
+
 def as_reward(source: Any, tokenizer: Any, actor_critic: ActorCritic, policy_tokenizer: Any) -> Any:
     """What `reward_funcs` may hold, as something to call. Raises ValueError for anything else."""
     from transformers import AutoTokenizer, PreTrainedModel
 
     if isinstance(source, (str, Path)):
-        actor_critic.add_reward_adapter(Path(source))
+        adapter = actor_critic.add_reward_adapter(Path(source))
         return ModelReward(
             Path(source).parent.name, actor_critic.policy, policy_tokenizer,
-            pooled=lambda model, ids, mask: actor_critic.reward_scores(ids, mask),
+            pooled=lambda model, ids, mask: actor_critic.reward_scores(ids, mask, adapter),
         )  # fmt: skip
     if isinstance(source, PreTrainedModel) or hasattr(source, "peft_config"):
+        if source.config.num_labels != 1:
+            raise ValueError(
+                f"reward_funcs: {type(source).__name__} has {source.config.num_labels} labels; a reward model has one "
+                "(num_labels=1)"
+            )
         own = tokenizer or AutoTokenizer.from_pretrained(source.config._name_or_path)
+        if own.pad_token_id is None:  # masked, whatever it is
+            own.pad_token = own.eos_token
         source.eval().requires_grad_(False)
-        return ModelReward(type(source).__name__, source, own)
+        has_score_head = hasattr(source.get_base_model() if hasattr(source, "peft_config") else source, "score")
+        return ModelReward(type(source).__name__, source, own, pooled=None if has_score_head else classified)
     if callable(source):
         return FunctionReward(source)
     raise ValueError(f"reward_funcs: expected a function, a model or a folder, got {source!r}")

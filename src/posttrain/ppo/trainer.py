@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..generation import Drawn, end_tokens, generate_ids
+from ..generation import Drawn, check_generation_settings, end_tokens, generate_ids
 from ..sampling import as_turn
 from ..tokens import render
 from . import checkpoint, objective
@@ -31,8 +31,13 @@ from .actor_critic import POLICY, ActorCritic
 from .config import PPOConfig
 from .health import HealthWatch
 from .objective import KLController, RunningMoments
-from .rewards import ModelReward, as_reward
+from .rewards import ModelReward, as_reward, check_templates
 from .rollout import Rollout, RolloutSampler, micro_batches, pad_left, pad_right, uniforms
+
+# Of an update, each the mean over tokens and processes.
+TOKEN_METRICS = (
+    "loss/policy", "loss/value", "policy/approx_kl", "policy/clip_fraction", "policy/ratio", "value/clip_fraction",
+)  # fmt: skip
 
 
 class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
@@ -40,9 +45,10 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
     Args:
         model: a causal language model, a folder or hub id of one, or a PeftModel. A PeftModel's reference is a frozen
-            copy of its adapter; with `peft_config`, it is the model without adapter.
+            copy of its adapter; with `peft_config`, it is the model without adapter. Its dropout is switched off.
         reward_funcs: one or several of: the folder of a reward adapter that was trained on this policy's base; a
-            sequence-classification model; a function `f(prompts=, completions=, <column>=..., **_) -> list[float]`.
+            sequence-classification model with one label; a function `f(prompts=, completions=, <column>=..., **_)` that
+            returns a number for each completion, or None where it has no opinion.
         args: the settings.
         train_dataset: rows with a `prompt`, plain or conversational; their other columns reach the functions.
         eval_dataset: the same, to measure on.
@@ -91,6 +97,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         _check_dataset(train_dataset, "train_dataset", args, tokenizer)
         if eval_dataset is not None:
             _check_dataset(eval_dataset, "eval_dataset", args, tokenizer)
+        check_generation_settings(model)
         actor_critic = ActorCritic(
             model, value_mode=args.value_mode, copy_reference=continued, temperature=args.temperature
         )
@@ -98,7 +105,10 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         tokenizers = reward_processing_classes
         if not isinstance(tokenizers, (list, tuple)):
             tokenizers = [tokenizers] * len(funcs)
+        if len(tokenizers) != len(funcs):
+            raise ValueError(f"reward_processing_classes has {len(tokenizers)} tokenizers for {len(funcs)} rewards")
         self.rewards = [as_reward(f, t, actor_critic, tokenizer) for f, t in zip(funcs, tokenizers, strict=True)]
+        check_templates(self.rewards, train_dataset)
         self.reward_weights = args.reward_weights or [1.0] * len(funcs)
         if len(self.reward_weights) != len(funcs):
             raise ValueError(f"reward_weights has {len(self.reward_weights)} numbers for {len(funcs)} rewards")
@@ -115,12 +125,13 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         self.rollout: Rollout | None = None
         self.rollouts = 0  # made so far
         self.evaluated = 0  # batches of evaluation prompts, in this evaluation
-        self.rollout_seconds = 0.0  # of the micro-batch in hand
+        self.accounted = 0.0  # seconds of the micro-batch in hand that have a name already
         self.batches: list[Tensor] = []
         self.tokens_a_step: list[float] = []
         self.abandoned = False  # past kl_stop, the rest of a rollout is not trained on
         self._step = 0  # micro-batches so far
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self.drawn: list[dict[str, Any]] = []  # a few completions of the last rollout, for people to read
         self.health = HealthWatch(args.on_unhealthy, args.kl_target)
         super().__init__(
             model=actor_critic,
@@ -133,6 +144,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             optimizers=optimizers,
         )
         self.add_callback(self.health)
+        nothing = torch.zeros(len(TOKEN_METRICS) + 1, dtype=torch.float64, device=self.accelerator.device)
+        self.sums = {"train": nothing, "eval": nothing.clone()}  # since the last log; the tokens' number is the last
         for reward in self.rewards:
             if isinstance(reward, ModelReward) and not getattr(reward.model, "is_quantized", False):
                 reward.model.to(self.accelerator.device)
@@ -215,7 +228,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         if at == 0:
             begun = time.perf_counter()
             self.rollout = self._make_rollout(inputs, "train")
-            self.rollout_seconds = time.perf_counter() - begun
+            self.accounted += time.perf_counter() - begun
             self.rollouts += 1
             self.abandoned = False
         assert self.rollout is not None
@@ -315,6 +328,15 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         }
         for name, value in metrics.items():
             self._log(mode, name, value)
+        texts = self.tokenizer.batch_decode(drawn.ids[: args.num_logged_completions])
+        self.drawn = [
+            {
+                "prompt": prompts[row], "completion": text, "score": round(float(raw[row]), 4),
+                **{f"rewards/{r.name}": float(by_reward[number, row]) for number, r in enumerate(self.rewards)},
+                "kl": round(float(((old - ref) * mask)[row].sum()), 4),
+            }
+            for row, text in enumerate(texts)
+        ]  # fmt: skip
         if mode == "train":
             self.kl.update(kl_sum, len(rows) * args.world_size)
             self.health.look(self.state.global_step, metrics, self.model)
@@ -381,7 +403,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         args, mask = self.args, inputs["completion_mask"].float()
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attended = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        warming = self.warming
+        warming, begun = self.warming, time.perf_counter()
         logprobs, _, values = model(ids, attended, inputs["completion_mask"], detach_critic=warming)
         high = args.clip_range if args.clip_range_high is None else args.clip_range_high
         policy = objective.policy_loss(
@@ -395,18 +417,13 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         with torch.no_grad():
             mode = "train" if self.model.training else "eval"
             log_ratio = (logprobs - inputs["old_logprobs"]) * mask
-            approx_kl = (torch.expm1(log_ratio) - log_ratio).sum() / mask.sum()
-            for name, tensor in {
-                "loss/policy": policy.loss.sum() / mask.sum(),
-                "loss/value": value.loss.sum() / mask.sum(),
-                "policy/approx_kl": approx_kl,
-                "policy/clip_fraction": policy.clipped.sum() / mask.sum(),
-                "policy/ratio": objective.masked_mean(policy.ratio, mask),
-                "value/clip_fraction": value.clipped.sum() / mask.sum(),
-            }.items():
-                self._log(mode, name, float(tensor))
+            approx_kl = torch.expm1(log_ratio) - log_ratio
+            a_token = (policy.loss, value.loss, approx_kl, policy.clipped, policy.ratio * mask, value.clipped, mask)
+            self.sums[mode] += torch.stack([t.sum() for t in a_token]).double()
             if mode == "train" and args.kl_stop is not None:
-                self.abandoned = self.abandoned or self._mean(approx_kl[None]) > args.kl_stop
+                total, tokens = self.accelerator.reduce(torch.stack([approx_kl.sum(), mask.sum()]), "sum").tolist()
+                self.abandoned = self.abandoned or total / tokens > args.kl_stop
+        self.accounted += self._lap(mode, "time/forward", begun) - begun
         return (loss, {}) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -420,9 +437,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
                 if not self.model.is_critic(name):
                     parameter.grad = None
         self._step += 1
-        spent = time.perf_counter() - clock
-        self._log("train", "time/update", spent - self.rollout_seconds)
-        self.rollout_seconds = 0.0
+        self._lap("train", "time/backward", clock + self.accounted)
+        self.accounted = 0.0
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -479,9 +495,13 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         prefix = "eval_" if mode == "eval" else ""
         for name, values in self._metrics[mode].items():
             known = [v for v in values if v == v]
-            if known:
-                logs[prefix + name] = sum(known) / len(known)
+            if known:  # seconds add up, to those since the last log
+                logs[prefix + name] = sum(known) / (1 if name.startswith("time/") else len(known))
         self._metrics[mode].clear()
+        *totals, tokens = self.accelerator.reduce(self.sums[mode], "sum").tolist()
+        if tokens:
+            logs |= {prefix + name: total / tokens for name, total in zip(TOKEN_METRICS, totals, strict=True)}
+        self.sums[mode] = torch.zeros_like(self.sums[mode])
         super().log(logs, start_time)
 
     # Checkpoints

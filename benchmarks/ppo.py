@@ -1,0 +1,160 @@
+"""`posttrain.ppo` against the last PPO trainer that TRL had (1.12), side by side in one run.
+
+    python benchmarks/ppo.py cost                # time and memory of an update; --rounds 3 --updates 4
+    python benchmarks/ppo.py learning            # reward against KL on a counting task; --seeds 1 2 3
+
+TRL 1.12 is installed into a folder of its own, without its dependencies, which are ours; only its own process sees it.
+Both run as `ppo_contestant.py`, in turn, with the same model, prompts, batch and threads. Cost needs the demo's model
+and data, which `posttrain demo --dry-run` prepares; learning needs neither. On a GPU the same commands measure there.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+from seeds import STUDENT_975
+
+from posttrain.demo import CACHE, DATA_DIR, MODEL_DIR
+from posttrain.launch import die_with_parent
+
+TRL, TRL_VERSION = CACHE / "trl-1.12.0", "1.12.0"
+OURS = {"head": "ours, value head", "adapter": "ours, value adapter"}
+PHASES = ("rollout", "scoring", "evaluating", "forward", "backward")
+PROMPTS, WORDS_A_PROMPT = 64, 12
+
+
+def install_trl() -> None:
+    """Put TRL 1.12 into the cache, once."""
+    if not (TRL / "trl").is_dir():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*pip, "--target", str(TRL), f"trl=={TRL_VERSION}"], check=True)
+
+
+def contestant(name: str, task: str, work: Path, **options: object) -> dict:
+    """Run one contestant to its end and return what it reports, with the peak memory of its process."""
+    paths = [str(TRL)] if name == "trl" else []
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(psutil.cpu_count(logical=False))),
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+    }
+    report = work / "report.json"
+    report.unlink(missing_ok=True)
+    command = [sys.executable, str(Path(__file__).with_name("ppo_contestant.py")), name, task, str(work)]
+    command.append(json.dumps(options))
+    log = work / f"{task}-{name}.log"
+    with log.open("w") as out:
+        code = subprocess.run(command, env=env, stdout=out, stderr=out, preexec_fn=die_with_parent).returncode
+    if code != 0:
+        raise SystemExit(f"{' '.join(command)}\nended with {code}:\n{log.read_text()[-3000:]}")
+    return dict(json.loads(report.read_text(encoding="utf-8")))
+
+
+def write_prompts(work: Path) -> None:
+    """Conversations of WORDS_A_PROMPT typos each: about 50 tokens with the template's."""
+    lines = (DATA_DIR / "train.jsonl").read_text(encoding="utf-8").splitlines()[: PROMPTS * WORDS_A_PROMPT]
+    typos = [json.loads(line)["prompt"][0]["content"] for line in lines]
+    rows = [" ".join(typos[i::PROMPTS]) for i in range(PROMPTS)]
+    prompts = [[{"role": "user", "content": f"Explain these words: {row}"}] for row in rows]
+    (work / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
+
+
+def cost(rounds: int, updates: int) -> None:
+    work = Path(tempfile.mkdtemp(prefix="posttrain-ppo-"))
+    write_prompts(work)
+    contestants = {"trl": f"TRL {TRL_VERSION}", **OURS}
+    found: dict[str, list[dict]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        for name, title in contestants.items():
+            r = contestant(name, "cost", work, model=str(MODEL_DIR), updates=updates)
+            found[name].append(r)
+            print(f"round {number + 1}  {title:<22} {statistics.median(r['seconds']):6.1f} s an update", flush=True)
+
+    def ratio(name: str, value: str) -> float:
+        pairs = zip(found[name], found["trl"], strict=True)
+        return statistics.median(_median(ours[value]) / _median(theirs[value]) for ours, theirs in pairs)
+
+    columns = "".join(f"{phase:>12}" for phase in PHASES)
+    print(f"\n{'':<22} {'s/update':>9} {'ratio':>6} {'peak memory':>12} {'ratio':>6}{columns} {'trained':>12}")
+    for name, title in contestants.items():
+        runs = found[name]
+        seconds = statistics.median(_median(r["seconds"]) for r in runs)
+        peak = statistics.median(r["peak_bytes"] for r in runs) / 2**30
+        phases = "".join(f"{statistics.median(r['phases'][p] for r in runs):10.2f} s" for p in PHASES)
+        print(
+            f"{title:<22} {seconds:9.2f} {ratio(name, 'seconds'):6.2f} {peak:8.2f} GiB {ratio(name, 'peak_bytes'):6.2f}"
+            f"{phases} {runs[0]['trained']:12,}"
+        )
+    lengths = ", ".join(f"{title} {found[name][0]['tokens']:.1f}" for name, title in contestants.items())
+    print(f"mean tokens drawn a completion: {lengths}; device: {found['trl'][0]['device']}")
+
+
+def _median(value: object) -> float:
+    return statistics.median(value) if isinstance(value, list) else float(value)
+
+
+def learning(seeds: list[int], coefficients: list[float], updates: int) -> None:
+    """Reward, KL and what both trainers maximise, reward - coefficient x KL, over the last quarter of the updates."""
+    work = Path(tempfile.mkdtemp(prefix="posttrain-ppo-"))
+    contestants = {"trl": f"TRL {TRL_VERSION}", **OURS}
+    print(f"{'KL weight':>9}  {'':<22} {'reward':>22} {'KL, nats':>22} {'reward - weight x KL':>22}")
+    ahead: dict[str, list[float]] = {name: [] for name in OURS}
+    for coefficient in coefficients:
+        objective: dict[str, list[float]] = {}
+        for name, title in contestants.items():
+            ends = []
+            for seed in seeds:
+                r = contestant(name, "learning", work, seed=seed, kl_coef=coefficient, updates=updates)
+                last = updates - updates // 4
+                ends.append((statistics.mean(r["reward"][last:]), statistics.mean(r["kl"][last:])))
+            rewards, kls = map(list, zip(*ends, strict=True))
+            objective[name] = [reward - coefficient * kl for reward, kl in ends]
+            cells = "".join(f" {_over_seeds(v):>22}" for v in (rewards, kls, objective[name]))
+            print(f"{coefficient:9g}  {title:<22}{cells}", flush=True)
+        for name in OURS:
+            ahead[name] += [a - b for a, b in zip(objective[name], objective["trl"], strict=True)]
+    for name, differences in ahead.items():
+        better = sum(d >= 0 for d in differences)
+        print(
+            f"{OURS[name]}: on or above TRL {TRL_VERSION} in {better} of {len(differences)} pairs of runs, by "
+            f"{statistics.mean(differences):+.3f} on average (worst {min(differences):+.3f})"
+        )
+
+
+def _over_seeds(values: list[float]) -> str:
+    """Mean and Student's 95% interval."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    half = STUDENT_975[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="task", required=True)
+    costs = commands.add_parser("cost")
+    costs.add_argument("--rounds", type=int, default=3)
+    costs.add_argument("--updates", type=int, default=4)
+    learns = commands.add_parser("learning")
+    learns.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    learns.add_argument("--kl", type=float, nargs="+", default=[0.003, 0.01, 0.03])
+    learns.add_argument("--updates", type=int, default=80)
+    arguments = parser.parse_args()
+    install_trl()
+    if arguments.task == "cost":
+        cost(arguments.rounds, arguments.updates)
+    else:
+        learning(arguments.seeds, arguments.kl, arguments.updates)
+
+
+if __name__ == "__main__":
+    main()
