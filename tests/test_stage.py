@@ -1,11 +1,9 @@
 """What a stage keeps, refuses and counts."""
 
-import json
-
 import pytest
 
 from posttrain.errors import ArtifactError, LaunchError
-from posttrain.stage import count_tokens, last_whole_checkpoint, lock, metrics_writer, pair_lengths, take_directory
+from posttrain.stage import count_tokens, last_whole_checkpoint, lock, pair_lengths, take_directory
 
 
 def checkpoint(folder, step, *, state=True, weights=b""):
@@ -56,13 +54,6 @@ def test_two_processes_cannot_hold_one_directory(tmp_path):
         lock(tmp_path)
     held.close()
     lock(tmp_path).close()
-
-
-def test_log_lines_past_the_checkpoint_are_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3, 4)) + '{"step": 5, "lo')
-    metrics_writer(path, 2)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
 def test_tokens_are_those_of_the_sequences():

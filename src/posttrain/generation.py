@@ -100,8 +100,8 @@ class Drawn:
     """Completions of B prompts, T the longest one's tokens."""
 
     ids: list[list[int]]  # up to and with EOS
-    logprobs: Tensor  # (B, T) of each token under the distribution that it was drawn from; past EOS, anything
-    entropies: Tensor  # (B, T) of those distributions
+    logprobs: Tensor | None  # (B, T) of each token under the distribution that it was drawn from; past EOS, anything
+    entropies: Tensor | None  # (B, T) of those distributions
 
 
 def generate_ids(

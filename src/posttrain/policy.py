@@ -10,9 +10,10 @@ from .data import Rows
 from .evaluation import Answer, answer, change, comparable, exact_match, generate, read_answers, write_answers
 from .gates import Gate
 from .lm_head import use_dense_lm_head
+from .logs import say
 from .models import check_tokenizer, describe_base
 from .precision import without_autocast
-from .stage import Stage, say, trained_model
+from .stage import Stage, trained_model
 from .tokens import Lengths, render
 
 PROBE_TOKENS = 48
@@ -113,7 +114,6 @@ def finish(
 
     stage.close(
         kind=result, result=result, task="CAUSAL_LM", start=start, tokenizer=tokenizer,
-        model=trainer.accelerator.unwrap_model(trainer.model),
         base=describe_base(base, model_settings(stage), model),
     )  # fmt: skip
 

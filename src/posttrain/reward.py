@@ -6,9 +6,10 @@ from typing import Any
 from . import gates
 from .data import Row, Rows
 from .errors import ConfigError
+from .logs import say
 from .models import describe_base
 from .policy import model_settings
-from .stage import Stage, say
+from .stage import Stage
 from .tokens import render
 
 PROBE_PAIRS = 8
@@ -114,6 +115,6 @@ def finish(
         if stage.config.gates.reward_accuracy is not None:
             stage.gates.append(gates.accuracy(accuracy, stage.config.gates.reward_accuracy))
     stage.close(
-        kind=result, result=result, task="SEQ_CLS", start=start, tokenizer=tokenizer, model=model,
+        kind=result, result=result, task="SEQ_CLS", start=start, tokenizer=tokenizer,
         base=describe_base(base, model_settings(stage), model),
     )  # fmt: skip

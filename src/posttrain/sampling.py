@@ -15,8 +15,9 @@ from .data import Row, Rows, load_rows
 from .errors import ConfigError, DataError, GateError
 from .evaluation import Completion, answer, exact_match, generate, in_percent, write_answers
 from .gates import dtype_of, same_outputs
+from .logs import say
 from .models import check_base, check_tokenizer, load_base, load_tokenizer
-from .stage import Stage, say
+from .stage import Stage
 from .tokens import render
 from .verifiers import find_verifier
 

@@ -38,20 +38,12 @@ from .data import Rows, load_hub, load_rows
 from .errors import ArtifactError, DataError, LaunchError
 from .gates import Gate
 from .identity import stage_key
+from .logs import COMPLETIONS, METRICS, completions_writer, metrics_writer, say
 from .models import template_sha256, tokenizer_sha256
 from .precision import decide, take_off_autocast
 
 MARKER = "stage.json"  # written when a run directory is taken: whose it is
-METRICS = "metrics.jsonl"
-# What a line of progress shows of a log.
-SHOWN = ("loss", "eval_loss", "accuracy", "rewards/margins", "objective/scores", "objective/kl", "objective/entropy")
 CHECKPOINTS = "checkpoints"
-
-
-def say(text: str) -> None:
-    """One line for the user, from the first process only."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(text, flush=True)
 
 
 class Stage:
@@ -67,6 +59,7 @@ class Stage:
         self.data: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         self.gates: list[Gate] = []
+        self.parameters: tuple[int, int] | None = None  # (trained, all), once there is a trainer
         self.lock: IO[str] | None = None
 
     @property
@@ -121,7 +114,7 @@ class Stage:
     def announce(self, trainer: Any) -> None:
         """Print what the run amounts to, and refuse a disk that cannot take its checkpoints."""
         args = trainer.args
-        trained, total = count_parameters(trainer.model)
+        trained, total = self.parameters = count_parameters(trainer.model)
         work = trainer.describe_work() if hasattr(trainer, "describe_work") else describe_work(trainer)
         say(
             f"{work}; {trained:,} of {total:,} parameters trained ({trained / total:.2%}); "
@@ -148,6 +141,8 @@ class Stage:
             say(f"resuming from {checkpoint}")
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(metrics_writer(self.run_dir / METRICS, step))
+        if hasattr(trainer, "drawn"):
+            trainer.add_callback(completions_writer(self.run_dir / COMPLETIONS, step, trainer))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
 
@@ -186,7 +181,7 @@ class Stage:
 
     def close(
         self, *, kind: str, result: str, task: str | None = None, start: str | None = None,
-        base: Mapping[str, Any] | None = None, tokenizer: Any = None, model: Any = None,
+        base: Mapping[str, Any] | None = None, tokenizer: Any = None,
     ) -> None:  # fmt: skip
         """Require the gates, then write the lineage: from here on the stage is complete. Checkpoints are removed."""
         if not self.is_main:
@@ -197,8 +192,8 @@ class Stage:
             "wall_s": round(time.monotonic() - self.started, 1),
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
-        if model is not None:
-            cost["trained_parameters"], cost["parameters"] = count_parameters(model)
+        if self.parameters is not None:
+            cost["trained_parameters"], cost["parameters"] = self.parameters
         lineage = Lineage(
             stage=self.run_dir.name,
             recipe=self.config.recipe,
@@ -350,48 +345,3 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
             continue
         return checkpoint
     return None
-
-
-def metrics_writer(path: Path, resumed_step: int) -> Any:
-    """A callback that appends one JSON object a log to `path` and prints one line.
-
-    After a resume the lines past the checkpoint are dropped: they are about to be trained again.
-    """
-    from transformers import TrainerCallback
-
-    if path.is_file():
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the half line of a kill
-            if record.get("step", 0) <= resumed_step:
-                kept.append(line)
-        write_atomically(path, "".join(f"{line}\n" for line in kept))
-
-    class MetricsWriter(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.begun, self.first_step = time.monotonic(), state.global_step
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if not state.is_world_process_zero or not logs:
-                return
-            elapsed = time.monotonic() - self.begun
-            done = state.global_step - self.first_step
-            left = elapsed / done * (state.max_steps - state.global_step) if done else None
-            record = {
-                "step": state.global_step,
-                "max_steps": state.max_steps,
-                "epoch": round(state.epoch or 0.0, 4),
-                "time": round(time.time(), 3),
-                "left_s": None if left is None else round(left, 1),
-                **{k: v for k, v in logs.items() if k != "epoch"},
-            }
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, default=str) + "\n")
-            shown = {k: logs[k] for k in SHOWN if k in logs}
-            words = "  ".join(f"{k} {float(v):.4g}" for k, v in shown.items())
-            say(f"step {state.global_step}/{state.max_steps}  {words}" + (f"  {left:.0f} s left" if left else ""))
-
-    return MetricsWriter()

@@ -18,8 +18,11 @@ def test_kill_9_in_every_stage_and_the_same_command_again(chain, tmp_path):
         f"train_file: {tmp_path}/train.jsonl\nverifier: 'regex:[a-m].*'\nnum_samples: 16\ntemperature: 2.0\n"
         "max_new_tokens: 6\n"
     )
-    stages = ("sft", "sample", "dpo", "reward")  # as the chain runs them
+    settings = (tmp_path / "dpo.yaml").read_text().replace("pairs.jsonl", "train.jsonl").replace("beta: 0.1\n", "")
+    (tmp_path / "ppo.yaml").write_text(settings + "max_completion_length: 6\nvalue_mode: adapter\n")
+    stages = ("sft", "sample", "dpo", "reward", "ppo")  # as the chain runs them
     edit(chain, "stages:\n", "stages:\n  sample: {recipe: sample, config: sample.yaml, inputs: {policy: sft}}\n")
+    edit(chain, "launch:", "  ppo:    {recipe: ppo, config: ppo.yaml, inputs: {policy: sft, reward: reward}}\nlaunch:")
     for name in ("reward", "dpo"):
         edit(chain, f"{name}.yaml, inputs: {{policy: sft}}", f"{name}.yaml, inputs: {{policy: sft, data: sample}}")
         edit(tmp_path / f"{name}.yaml", f"train_file: {tmp_path}/pairs.jsonl\n", "")
@@ -41,7 +44,7 @@ def test_kill_9_in_every_stage_and_the_same_command_again(chain, tmp_path):
         assert not (tmp_path / "cut" / name / "lineage.json").exists()
         assert actions(chain)[name] != "skip"
     run(read_chain(chain))
-    for name in ("sft", "reward", "dpo"):
+    for name in ("sft", "reward", "dpo", "ppo"):
         whole, cut = (tmp_path / folder / name / "adapter" / "adapter_model.safetensors" for folder in ("runs", "cut"))
         assert whole.read_bytes() == cut.read_bytes(), name
 

@@ -70,6 +70,12 @@ def test_reward_model_and_verifier_on_one_base(sft, reward, data, tmp_path, tiny
     assert all(gates.values())
     assert found["metrics"]["before"] == lineage(sft)["metrics"]["after"]
     assert {"rewards/exact_match", "objective/kl"} <= found["metrics"].keys()
+    assert found["cost"]["trained_parameters"] > 2 * lineage(sft)["cost"]["trained_parameters"]  # the critic's too
+    drawn = [json.loads(line) for line in (tmp_path / "ppo" / "completions.jsonl").read_text().splitlines()]
+    assert {d["step"] for d in drawn} == {1, 3, 5}  # a rollout is two steps
+    parts = (f"rewards/{reward.name}", "rewards/exact_match")
+    assert all(d["score"] == pytest.approx(sum(d[p] for p in parts), abs=1e-3) for d in drawn)
+    assert "score" in done.stdout
 
     # What is saved is the policy alone, an ordinary adapter, and the run gives its own answers again.
     from posttrain.adapters import load_policy
@@ -113,31 +119,59 @@ def test_two_processes_are_one(sft, reward, data, tmp_path):
     assert distance(weights(tmp_path / "two"), weights(tmp_path / "one")) < 1e-5
 
 
-def test_kill_9_and_the_same_command_again(sft, reward, data, tmp_path):
-    """As soon as the run is there, and while the first checkpoint and a later one are being written."""
+def test_kill_9_and_the_same_command_again(sft, reward, tmp_path, data):
+    """In a rollout, in an update, in a save; the reward function of the test says where the run is."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    (tmp_path / "judge.py").write_text(
+        "import pathlib, time\n"
+        f"marks = pathlib.Path({str(marks)!r})\n"
+        "def judge(prompt, completion, row):\n"
+        "    number = len(list(marks.iterdir()))\n"
+        "    (marks / str(number)).touch()\n"
+        "    time.sleep(0.05)\n"
+        "    return float(len(completion) % 3)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     arguments = [
-        "--inputs.policy", sft, "--inputs.reward", reward, "--train_file", data, "--save_steps", "1",
-        "--value_mode", "adapter", *PPO,
+        "--inputs.policy", sft, "--inputs.reward", reward, "--verifier", "judge:judge", "--train_file", data,
+        "--save_steps", "1", "--value_mode", "adapter", *PPO,
     ]  # fmt: skip
-    run_recipe("ppo", *arguments, "--output_dir", tmp_path / "whole")
+    run_recipe("ppo", *arguments, "--output_dir", tmp_path / "whole", env=env)
 
     out = tmp_path / "cut"
     command = [sys.executable, str(ROOT / "recipes" / "ppo.py"), *map(str, arguments), "--output_dir", str(out)]
-    checkpoints = out / "checkpoints"
+
+    def judged(completions):
+        return lambda: len(list(marks.iterdir())) >= completions
 
     def being_written(number):
-        return lambda: (checkpoints / f"checkpoint-{number}").is_dir()
+        return lambda: (out / "checkpoints" / f"checkpoint-{number}").is_dir()
 
-    for moment in (lambda: (out / "stage.json").is_file(), being_written(1), being_written(4)):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    # A rollout is 4 completions, and two steps. The second one begins after step 2.
+    moments = {
+        "in the first rollout": (judged(2), 0.0),
+        "in the first update": (judged(4), 0.08),
+        "in the first save": (being_written(1), 0.0),
+        "in a later rollout": (judged(6), 0.0),
+        "in a later save": (being_written(4), 0.0),
+    }
+    for name, (moment, later) in moments.items():
+        for mark in marks.iterdir():
+            mark.unlink()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
         while not moment():
-            assert process.poll() is None
+            assert process.poll() is None, name
             time.sleep(0.0005)
+        time.sleep(later)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert not (out / "lineage.json").exists()
-    run_recipe("ppo", *arguments, "--output_dir", out)
+        assert not (out / "lineage.json").exists(), name
+    run_recipe("ppo", *arguments, "--output_dir", out, env=env)
     assert distance(weights(out), weights(tmp_path / "whole")) == 0
+    for file in ("metrics.jsonl", "completions.jsonl"):
+        steps = [json.loads(line)["step"] for line in (out / file).read_text().splitlines()]
+        assert steps == [json.loads(line)["step"] for line in (tmp_path / "whole" / file).read_text().splitlines()]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ _CHOICES = {
     "kl_estimator": ("k1", "k2", "k3"),
     "value_mode": ("head", "adapter", "model"),
     "on_unhealthy": ("warn", "stop", "rollback"),
+    "vllm_mode": ("colocate", "server"),
 }
 
 
@@ -42,6 +43,17 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
         default=4, metadata={"help": "Completions of a rollout that are kept to be read, with their scores."}
     )
     shuffle_dataset: bool = field(default=True, metadata={"help": "Prompts in a new order each epoch."})
+
+    # Rollouts by vLLM; the names and defaults are those of TRL's online trainers.
+    use_vllm: bool = field(default=False, metadata={"help": "Draw with vLLM; needs CUDA and the package vllm."})
+    vllm_mode: Literal["colocate", "server"] = field(
+        default="colocate", metadata={"help": "In this process, or in a `trl vllm-serve` of its own."}
+    )
+    vllm_server_base_url: str | None = field(default=None, metadata={"help": "Of the server, http://host:8000."})
+    vllm_gpu_memory_utilization: float = field(default=0.3, metadata={"help": "Share of the GPU that vLLM takes."})
+    vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share vLLM's weights."})
+    vllm_max_model_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and completion."})
+    vllm_enable_sleep_mode: bool = field(default=False, metadata={"help": "Leave the GPU's memory to the update."})
 
     # Reward
     reward_weights: list[float] | None = field(default=None, metadata={"help": "One weight a reward; None: all 1."})

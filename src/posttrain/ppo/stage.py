@@ -12,8 +12,9 @@ from ..data import Rows
 from ..errors import ArtifactError, ConfigError
 from ..evaluation import text_of
 from ..gates import Gate
+from ..logs import say
 from ..reward import score
-from ..stage import Stage, say
+from ..stage import Stage
 from ..verifiers import find_verifier
 
 

@@ -33,6 +33,7 @@ from .health import HealthWatch
 from .objective import KLController, RunningMoments
 from .rewards import ModelReward, as_reward, check_templates
 from .rollout import Rollout, RolloutSampler, micro_batches, pad_left, pad_right, uniforms
+from .vllm import VLLMSampler
 
 # Of an update, each the mean over tokens and processes.
 TOKEN_METRICS = (
@@ -143,6 +144,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.vllm = VLLMSampler(actor_critic, self.accelerator, tokenizer, self.ends, args) if args.use_vllm else None
         self.add_callback(self.health)
         nothing = torch.zeros(len(TOKEN_METRICS) + 1, dtype=torch.float64, device=self.accelerator.device)
         self.sums = {"train": nothing, "eval": nothing.clone()}  # since the last log; the tokens' number is the last
@@ -270,7 +272,12 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             args.seed, self.rollouts if mode == "train" else -self.evaluated, range(first, first + len(rows)),
             args.max_completion_length,
         )  # fmt: skip
-        drawn, noted = self._draw(prompt_ids, prompt_mask, numbers)
+        noted: list[Tensor] = []
+        if self.vllm is not None:
+            seed = hash((args.seed, self.rollouts, self.evaluated, args.process_index)) % 2**31
+            drawn = Drawn(self.vllm.draw(prompt_rows, seed), None, None)
+        else:
+            drawn, noted = self._draw(prompt_ids, prompt_mask, numbers)
         completion_ids, completion_mask = (t.to(device) for t in pad_right(drawn.ids, self.tokenizer.pad_token_id))
         clock = self._lap(mode, "time/rollout", clock)
 
@@ -377,8 +384,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
     ) -> list[Tensor]:
         """Log-probabilities, entropies and values of the policy, log-probabilities of the reference: each (B, C).
 
-        The policy's are those that the tokens were drawn by. Under autocast they are computed again: the rollout
-        computes in the weights' own precision, and the first ratio must be 1.
+        The policy's are those that the tokens were drawn by. Under autocast, or after vLLM, they are computed again:
+        a rollout then computes in another precision than the update, and the first ratio must be 1.
         """
         width, model = completion_mask.shape[1], self.accelerator.unwrap_model(self.model_wrapped)
         parts: list[tuple[Tensor, ...]] = []
@@ -386,7 +393,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             batch = ids[rows], attended[rows], completion_mask[rows]
             # The roles are called past accelerate's wrapper: without this they would compute in another precision.
             with self.accelerator.autocast():
-                if self.args.bf16 or self.args.fp16:
+                if drawn.logprobs is None or drawn.entropies is None or self.args.bf16 or self.args.fp16:
                     policy = self.model_wrapped(*batch)
                 else:
                     values = torch.stack(noted[:width], 1)[rows] if noted else model.values(*batch)
