@@ -2,6 +2,7 @@
 
     python benchmarks/ppo.py cost                # time and memory of an update; --rounds 3 --updates 4
     python benchmarks/ppo.py learning            # reward against KL on a counting task; --seeds 1 2 3
+    python benchmarks/ppo.py scale --size 8b     # ours alone, random weights: tokens/s, share of peak, memory
 
 TRL 1.12 is installed into a folder of its own, without its dependencies, which are ours; only its own process sees it.
 Both run as `ppo_contestant.py`, in turn, with the same model, prompts, batch and threads. Cost needs the demo's model
@@ -18,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 from seeds import STUDENT_975
+from train import matmul_gflops
 
 from posttrain.demo import CACHE, DATA_DIR, MODEL_DIR
 from posttrain.launch import die_with_parent
@@ -38,7 +40,9 @@ def install_trl() -> None:
 def contestant(name: str, task: str, work: Path, **options: object) -> dict:
     """Run one contestant to its end and return what it reports, with the peak memory of its process."""
     paths = [str(TRL)] if name == "trl" else []
-    threads = len(os.sched_getaffinity(0)) if task == "cost" else 1  # the small model of the counting task wants one
+    threads = (
+        1 if task == "learning" else len(os.sched_getaffinity(0))
+    )  # the small model of the counting task wants one
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
@@ -97,6 +101,26 @@ def cost(rounds: int, updates: int) -> None:
     print(f"mean tokens drawn a completion: {lengths}; device: {found['trl'][0]['device']}")
 
 
+def scale(size: str, batch: int, updates: int) -> None:
+    """Tokens/s of rollout and update; a LoRA update costs 4 FLOP a weight and token."""
+    work = Path(tempfile.mkdtemp(prefix="posttrain-ppo-"))
+    peak = matmul_gflops(4096, 4096, 4096)
+    print(f"{size}, rollouts of {batch}; large matrix products: {peak:,.0f} GFLOP/s")
+    for name, title in OURS.items():
+        r = contestant(name, "scale", work, size=size, batch=batch, updates=updates)
+        drawn = r["rollout_size"] * r["tokens"]
+        trained = drawn + r["rollout_size"] * r["prompt_tokens"]
+        # On CUDA a phase ends before its kernels do, but those of a rollout are waited for.
+        seconds, phases = _median(r["seconds"]), r["phases"]
+        update = seconds - phases["rollout"] - phases["scoring"] - phases["evaluating"]
+        share = 4e-9 * r["parameters"] * trained / update / peak
+        print(
+            f"{title:<22} rollout {drawn / phases['rollout']:,.0f} tokens/s, update {trained / update:,.0f} tokens/s "
+            f"({share:.0%} of peak), {seconds:.2f} s in all, {r['peak_bytes'] / 2**30:.2f} GiB, {r['device']}",
+            flush=True,
+        )
+
+
 def _median(value: object) -> float:
     return statistics.median(value) if isinstance(value, list) else float(value)
 
@@ -147,8 +171,15 @@ def main() -> None:
     learns = commands.add_parser("learning")
     learns.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     learns.add_argument("--kl", type=float, nargs="+", default=[0.003, 0.01, 0.03])
-    learns.add_argument("--updates", type=int, default=80)
+    learns.add_argument("--updates", type=int, default=60)
+    scales = commands.add_parser("scale")
+    scales.add_argument("--size", choices=["tiny", "135m", "1b", "8b"], default="135m")
+    scales.add_argument("--batch", type=int, default=16)
+    scales.add_argument("--updates", type=int, default=4)
     arguments = parser.parse_args()
+    if arguments.task == "scale":
+        scale(arguments.size, arguments.batch, arguments.updates)
+        return
     install_trl()
     if arguments.task == "cost":
         cost(arguments.rounds, arguments.updates)

@@ -1,4 +1,4 @@
-"""One run of one PPO trainer, for `ppo.py`: `ppo_contestant.py trl|head|adapter cost|learning FOLDER OPTIONS`.
+"""One run of one PPO trainer, for `ppo.py`: `ppo_contestant.py trl|head|adapter cost|learning|scale FOLDER OPTIONS`.
 
 Writes FOLDER/report.json. Both trainers get the same model, prompts, rewards and settings; what TRL 1.12 cannot take (a
 reward that is a function, a reward adapter on the policy's base) it is given as the model that computes the same.
@@ -27,11 +27,18 @@ from transformers import (
 )
 
 name, task, folder, options = sys.argv[1], sys.argv[2], Path(sys.argv[3]), SimpleNamespace(**json.loads(sys.argv[4]))
-LENGTH = {"cost": 32, "learning": 16}[task]
-MICRO, ACCUMULATED = {"cost": (4, 2), "learning": (64, 1)}[task]
-EPOCHS = {"cost": 2, "learning": 4}[task]
-RATE = {"cost": 1e-5, "learning": 3e-3}[task]
-VOCABULARY, TARGET = 64, 7
+LENGTH = {"cost": 32, "learning": 16, "scale": 128}[task]
+MICRO, ACCUMULATED = {"cost": (4, 2), "learning": (64, 1), "scale": (getattr(options, "batch", 0), 1)}[task]
+EPOCHS = {"cost": 2, "learning": 4, "scale": 1}[task]
+RATE = {"cost": 1e-5, "learning": 3e-3, "scale": 1e-5}[task]
+SHAPES = {  # hidden, layers, intermediate, heads, key-value heads, vocabulary
+    "tiny": (64, 2, 128, 4, 2, 512),
+    "135m": (576, 30, 1536, 9, 3, 49_152),
+    "1b": (2048, 16, 8192, 32, 8, 128_256),
+    "8b": (4096, 32, 14_336, 32, 8, 128_256),
+}
+VOCABULARY, TARGET = 64 if task != "scale" else SHAPES[options.size][-1] - 2, 7
+PROMPT = 128  # tokens, of a `scale` prompt
 
 
 def lora(task_type: str = "CAUSAL_LM") -> LoraConfig:
@@ -39,7 +46,7 @@ def lora(task_type: str = "CAUSAL_LM") -> LoraConfig:
 
 
 def counting_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, w0 to w63, and distinct pad and EOS tokens."""
+    """One token a word, w0, w1, ..., and distinct pad and EOS tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = {f"w{i}": i for i in range(VOCABULARY)} | {"[PAD]": VOCABULARY, "[EOS]": VOCABULARY + 1}
@@ -71,6 +78,18 @@ class Counter(torch.nn.Module):
         return SimpleNamespace(hidden_states=[counted[..., None]])
 
 
+def random_model() -> LlamaForCausalLM:
+    """A Llama of the asked size with random weights, in the precision that it trains in."""
+    hidden, layers, intermediate, heads, key_values, vocabulary = SHAPES[options.size]
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, intermediate_size=intermediate,
+        num_attention_heads=heads, num_key_value_heads=key_values, tie_word_embeddings=options.size == "135m",
+        pad_token_id=VOCABULARY, eos_token_id=VOCABULARY + 1, bos_token_id=None,
+    )  # fmt: skip
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return LlamaForCausalLM(config).to(torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+
+
 def share_of_target(prompts, completions, completion_ids, **_) -> list[float]:
     return [ids.count(TARGET) / LENGTH for ids in completion_ids]
 
@@ -81,6 +100,11 @@ if task == "cost":
     policy = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
     rows = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
+elif task == "scale":
+    tokenizer = counting_tokenizer()
+    torch.manual_seed(0)
+    policy = random_model()
+    prompts = [" ".join(f"w{(i * 31 + j * 7) % VOCABULARY}" for j in range(PROMPT)) for i in range(MICRO)]
 else:
     tokenizer = counting_tokenizer()
     torch.manual_seed(options.seed)
@@ -92,7 +116,8 @@ else:
 common = dict(
     output_dir=str(folder / "out"), per_device_train_batch_size=MICRO, gradient_accumulation_steps=ACCUMULATED,
     num_mini_batches=1, num_ppo_epochs=EPOCHS, learning_rate=RATE, lr_scheduler_type="constant", adam_epsilon=1e-5,
-    kl_coef=getattr(options, "kl_coef", 0.05), gamma=1.0, lam=0.95, vf_coef=0.1, temperature=1.0, bf16=False,
+    kl_coef=getattr(options, "kl_coef", 0.05), gamma=1.0, lam=0.95, vf_coef=0.1, temperature=1.0,
+    bf16=task == "scale" and torch.cuda.is_available(),
     use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, report_to="none", save_strategy="no",
     seed=getattr(options, "seed", 0), disable_tqdm=True,
 )  # fmt: skip
@@ -176,7 +201,6 @@ def run_ours():
             torch.manual_seed(0)
             scorer = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1)
             get_peft_model(scorer, lora("SEQ_CLS")).save_pretrained(reward)
-    steps = EPOCHS
 
     class Watch(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -187,7 +211,7 @@ def run_ours():
     return PPOTrainer(
         policy, reward,
         args=PPOConfig(
-            **common, value_mode=name, max_steps=steps * options.updates, logging_steps=steps,
+            **common, value_mode=name, max_steps=EPOCHS * options.updates, logging_steps=EPOCHS,
             max_completion_length=LENGTH,
         ),
         train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]), processing_class=tokenizer,
@@ -213,6 +237,9 @@ report = {
     "trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     "tokens": sum(u["tokens"] for u in timed_updates) / len(timed_updates),
     "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+    "parameters": sum(p.numel() for n, p in trainer.model.policy.named_parameters() if "lora_" not in n),
+    "rollout_size": MICRO * ACCUMULATED,
+    "prompt_tokens": PROMPT,
     "reward": [u["reward"] for u in updates],
     "kl": [u["kl"] for u in updates],
 }

@@ -184,12 +184,15 @@ def count_tokens(rows: Path) -> int:
 def matmul_gflops(m: int, k: int, n: int) -> float:
     import torch
 
-    dtype = torch.bfloat16 if has_bf16() else torch.float32
-    a, b = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype)
+    dtype, device = torch.bfloat16 if has_bf16() else torch.float32, "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = torch.randn(m, k, dtype=dtype, device=device), torch.randn(k, n, dtype=dtype, device=device)
+    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
     a @ b
+    finish()
     count, begun = 0, time.monotonic()
     while time.monotonic() - begun < 0.5:
         a @ b
+        finish()
         count += 1
     return 2e-9 * m * k * n * count / (time.monotonic() - begun)
 

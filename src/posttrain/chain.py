@@ -356,6 +356,8 @@ def _metric_rows(lineage: Lineage) -> list[tuple[str, str, str, str]]:
         if f"{name}_exact" in m.get("after", {}):
             before, after = (in_percent(m.get(when, {}), f"{name}_exact") for when in ("before", "after"))
             rows.append((f"exact match, {name}", before, after, in_percent(m.get("change", {}), f"{name}_exact", "+")))
+    if "objective/kl" in m:
+        rows.append(("KL from its start, nats a completion", "", f"{m['objective/kl']:.2f}", ""))
     if "held_out_accuracy" in m:
         rows.append((f"accuracy, {m['held_out_pairs']} held-out pairs", "", f"{m['held_out_accuracy']:.1%}", ""))
     if lineage.kind == "data":
