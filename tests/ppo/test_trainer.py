@@ -92,6 +92,7 @@ def test_the_update_is_that_of_a_plain_implementation(make):
     trainer = make(
         num_ppo_epochs=1, max_steps=1, temperature=0.7, max_grad_norm=0.5, kl_coef=0.1, shuffle_dataset=False
     )
+    trainer.model.value_head.weight.data.normal_(std=0.3)
     plain = copy.deepcopy(trainer.model)
     trainer.train()
 
@@ -110,15 +111,16 @@ def test_the_update_is_that_of_a_plain_implementation(make):
     assert torch.allclose(logprobs, rollout.old_logprobs, atol=1e-5)
     scores = torch.tensor(count_e(None, texts))
     rewards = torch.zeros_like(mask)
-    rewards[torch.arange(4), mask.sum(1).long() - 1] = scores  # KL is zero, and so is the critic
+    rewards[torch.arange(4), mask.sum(1).long() - 1] = scores  # KL is zero
+    values = plain.value_head(hidden[:, start - 1 : -1])[..., 0] * mask
+    before = torch.cat([values.detach(), torch.zeros(4, 1)], 1)
     advantages = torch.zeros_like(mask)
     for t in reversed(range(mask.shape[1])):
         later = advantages[:, t + 1] if t + 1 < mask.shape[1] else 0
-        advantages[:, t] = rewards[:, t] + 0.95 * later
-    returns = advantages * mask
-    there = returns[mask.bool()]
-    white = (returns - there.mean()) / (there.var(unbiased=False) + 1e-8).sqrt()
-    values = plain.value_head(hidden[:, start - 1 : -1])[..., 0]
+        advantages[:, t] = (rewards[:, t] + before[:, t + 1] - before[:, t] + 0.95 * later) * mask[:, t]
+    returns = advantages + before[:, :-1]
+    there = advantages[mask.bool()]
+    white = (advantages - there.mean()) / (there.var(unbiased=False) + 1e-8).sqrt()
     loss = (-(white * (logprobs - logprobs.detach()).exp()) + 0.1 * (values - returns) ** 2 / 2) * mask
     parameters = plain.trainable()
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2, eps=1e-5, weight_decay=0.0)
