@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from ppo.conftest import build, count_e
 
 RUNS = {
@@ -28,12 +30,15 @@ def main(tiny: str, adapter: str, reward: str, out: Path) -> None:
     from posttrain.precision import decide
     from posttrain.zero import load_whole
 
+    def build_one(name: str, **more):
+        load_whole()
+        return start(name, tiny, adapter, reward, out, 2, **settings, **more)
+
     use_dense_lm_head()
     settings = {k: v for k, v in decide({}).items() if k != "bf16"}
     for name in RUNS:
         for resumed in (False, True):
-            load_whole()
-            trainer = start(name, tiny, adapter, reward, out, 2, **settings)
+            trainer = build_one(name)
             # The tiny model is below the size that ZeRO-3 splits.
             plugin = trainer.accelerator.state.deepspeed_plugin
             plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
@@ -43,6 +48,9 @@ def main(tiny: str, adapter: str, reward: str, out: Path) -> None:
             trainer.save_model(str(out / f"{name}-{'resumed' if resumed else 'whole'}"))
             if name == "rollback":
                 break
+    for setting in ({"kl_stop": 0.1}, {"critic_warmup_steps": 1}):
+        with pytest.raises(ValueError, match="DeepSpeed"):
+            build_one("head", **setting)
 
 
 if __name__ == "__main__":

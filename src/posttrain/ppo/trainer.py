@@ -306,7 +306,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
         # Log-probabilities and values
         ids, attended = torch.cat([prompt_ids, completion_ids], 1), torch.cat([prompt_mask, completion_mask], 1)
-        old, entropies, values, ref = self._evaluate(ids, attended, completion_mask, drawn, noted)
+        old, entropies, values, ref = self._logprobs_and_values(ids, attended, completion_mask, drawn, noted)
         clock = self._lap(mode, "time/evaluating", clock)
 
         mask = completion_mask.float()
@@ -370,7 +370,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             scores = scores - args.missing_eos_penalty * (~stopped).double()
         return scores.float()
 
-    def _evaluate(
+    def _logprobs_and_values(
         self, ids: Tensor, attended: Tensor, completion_mask: Tensor, drawn: Drawn, noted: list[Tensor]
     ) -> list[Tensor]:
         """Log-probabilities, entropies and values of the policy, log-probabilities of the reference: each (B, C).
