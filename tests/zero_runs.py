@@ -1,5 +1,6 @@
-"""The runs of test_zero.py, in each process of `accelerate launch ... zero_runs.py TINY ADAPTER REWARD OUT`."""
+"""The runs of ppo/test_zero.py, in each process of `accelerate launch ... zero_runs.py TINY ADAPTER REWARD OUT`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,22 +24,21 @@ def start(name: str, tiny: str, adapter: str, reward: str, out: Path, processes:
     )  # fmt: skip
 
 
-def main(tiny: str, adapter: str, reward: str, out: Path) -> None:
+def run_all(tiny: str, adapter: str, reward: str, out: Path) -> None:
+    """Each run, and again from its checkpoint, into `out`."""
     from deepspeed import DeepSpeedEngine
 
-    from posttrain.lm_head import use_dense_lm_head
     from posttrain.precision import decide
     from posttrain.zero import load_whole
 
-    def build_one(name: str, **more):
+    def start_one(name: str, **more):
         load_whole()
-        return start(name, tiny, adapter, reward, out, 2, **settings, **more)
+        decided = {k: v for k, v in decide({}).items() if k != "bf16"}
+        return start(name, tiny, adapter, reward, out, 2, **decided, **more)
 
-    use_dense_lm_head()
-    settings = {k: v for k, v in decide({}).items() if k != "bf16"}
     for name in RUNS:
-        for resumed in (False, True):
-            trainer = build_one(name)
+        for resumed in (False, True) if name != "rollback" else (False,):
+            trainer = start_one(name)
             # The tiny model is below the size that ZeRO-3 splits.
             plugin = trainer.accelerator.state.deepspeed_plugin
             plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
@@ -46,12 +46,19 @@ def main(tiny: str, adapter: str, reward: str, out: Path) -> None:
             assert trainer.accelerator.num_processes == 2
             assert isinstance(trainer.model_wrapped, DeepSpeedEngine)
             trainer.save_model(str(out / f"{name}-{'resumed' if resumed else 'whole'}"))
-            if name == "rollback":
-                break
     for setting in ({"kl_stop": 0.1}, {"critic_warmup_steps": 1}):
         with pytest.raises(ValueError, match="DeepSpeed"):
-            build_one("head", **setting)
+            start_one("head", **setting)
+
+
+def main() -> None:
+    from posttrain.lm_head import use_dense_lm_head
+
+    use_dense_lm_head()
+    for zero in ("2", "3"):  # one start of two processes for both: most of the time is imports
+        os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = zero
+        run_all(*sys.argv[1:4], Path(sys.argv[4]) / f"zero{zero}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], Path(sys.argv[4]))
+    main()

@@ -35,11 +35,13 @@ def build(
     config = LoraConfig(r=r, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
     if continued is not None:
         model = PeftModel.from_pretrained(model, continued, is_trainable=True)
+    dataset = Dataset.from_list(rows or [{"prompt": p} for p in PROMPTS])
     return PPOTrainer(
         model,
         rewards,
         args=PPOConfig(**options),
-        train_dataset=Dataset.from_list(rows or [{"prompt": p} for p in PROMPTS]),
+        train_dataset=dataset,
+        eval_dataset=dataset if "eval_strategy" in settings else None,
         processing_class=tokenizer or AutoTokenizer.from_pretrained(tiny),
         peft_config=config if peft and continued is None else None,
     )

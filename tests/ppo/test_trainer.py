@@ -256,7 +256,6 @@ def test_evaluation_draws_the_same_each_time(make):
 
 def test_evaluation_leaves_training_alone(make):
     plain, evaluated = make(), make(eval_strategy="steps", eval_steps=1)
-    evaluated.eval_dataset = evaluated.train_dataset
     assert close(trained_by(evaluated), trained_by(plain), 0)
     assert sum("eval_loss" in log for log in evaluated.state.log_history) == 4
 
