@@ -6,7 +6,7 @@ CORE := $(VENV)/.posttrain-core
 DEV := $(VENV)/.posttrain-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup extensions demo test lint format clean
 .DEFAULT_GOAL := demo
 
 setup: $(CORE) $(DEV)
@@ -23,7 +23,16 @@ $(CORE): pyproject.toml constraints.txt
 
 $(DEV): $(CORE)
 	@$(INSTALL) --editable '.[demo,dev,bitsandbytes]'
+	@$(MAKE) --no-print-directory extensions
 	@touch $(DEV)
+
+# What DeepSpeed compiles for processes on a CPU, once and ahead: a build that is cut off in a run leaves a lock, and
+# the next run waits for it. Needs a C++ compiler; does nothing where there is a GPU.
+extensions:
+	@command -v nvidia-smi >/dev/null || echo "setup: compiling DeepSpeed's CPU communication (about a minute)"
+	@rm -rf $(VENV)/torch_extensions
+	@PATH="$(CURDIR)/$(BIN):$$PATH" TORCH_EXTENSIONS_DIR=$(CURDIR)/$(VENV)/torch_extensions \
+	$(BIN)/python -c 'from deepspeed.comm.torch import build_shm_op; build_shm_op()' >/dev/null
 
 demo: $(CORE)
 	@$(BIN)/posttrain demo

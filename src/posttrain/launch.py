@@ -11,6 +11,7 @@ from .config import read_yaml
 from .errors import LaunchError
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout: recipes/ and accelerate_configs/ stand beside src/
+EXTENSIONS = Path(sys.prefix) / "torch_extensions"
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -41,11 +42,16 @@ def environment(config_file: Path) -> dict[str, str]:
     """The environment of a launched stage.
 
     accelerate sets OMP_NUM_THREADS=1, so that one process would use one core of many; cores / processes is right when
-    processes share a machine. A value that the user has set is left alone.
+    processes share a machine. DeepSpeed looks for what `make setup` compiled, with ninja of this environment. A value
+    that the user has set is left alone.
     """
     processes = int(read_yaml(config_file).get("num_processes") or 1)
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **os.environ, "PYTHONUNBUFFERED": "1"}
+    defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    if EXTENSIONS.is_dir():
+        defaults["TORCH_EXTENSIONS_DIR"] = str(EXTENSIONS)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**defaults, **os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def die_with_parent() -> None:

@@ -4,6 +4,7 @@ bf16 is worth having where the processor multiplies it: on CUDA from Ampere on, 
 other CPUs it is emulated, and slower than fp32 by two orders of magnitude.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,15 +23,27 @@ def has_bf16() -> bool:
 
 
 def decide(values: dict[str, Any]) -> dict[str, Any]:
-    """Fill in `bf16` and `use_cpu` of a trainer's values. Raises ConfigError for what the machine cannot do."""
+    """Fill in `bf16`, `use_cpu` and `ddp_backend` of a trainer's values.
+
+    Raises ConfigError for what the machine, or DeepSpeed, cannot do.
+    """
     import torch
 
-    cuda = torch.cuda.is_available()
+    cuda, deepspeed = torch.cuda.is_available(), os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     decided = dict(values)
-    if decided.get("use_cpu") is None or not cuda:
-        decided["use_cpu"] = not cuda
-    if decided.get("fp16") and decided["use_cpu"]:
+    on_cpu = decided["use_cpu"] = bool(decided.get("use_cpu")) or not cuda
+    if decided.get("fp16") and on_cpu:
         raise ConfigError("fp16: true needs a GPU (a CPU has no loss scaling); use bf16: true or leave both out")
+    if deepspeed and on_cpu:
+        if cuda:
+            raise ConfigError(
+                "use_cpu: true would leave DeepSpeed out; leave it out, or use accelerate_configs/ddp.yaml"
+            )
+        if decided.get("bf16"):
+            raise ConfigError("bf16: true under DeepSpeed needs a GPU; leave it out")
+        decided |= {"use_cpu": False, "bf16": False}  # with use_cpu, accelerate would leave DeepSpeed out
+    if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        decided["ddp_backend"] = "gloo"
     if decided.get("bf16") is None:
         decided["bf16"] = has_bf16() and not decided.get("fp16")
     return decided

@@ -35,12 +35,13 @@ from .artifacts import (
 )  # fmt: skip
 from .config import DataSettings, StageConfig, parse_args, trainer_class
 from .data import Rows, load_hub, load_rows
-from .errors import ArtifactError, DataError, LaunchError
+from .errors import ArtifactError, ConfigError, DataError, LaunchError
 from .gates import Gate
 from .identity import stage_key
 from .logs import COMPLETIONS, METRICS, completions_writer, metrics_writer, say
 from .models import template_sha256, tokenizer_sha256
 from .precision import decide, take_off_autocast
+from .zero import load_whole, make_whole
 
 MARKER = "stage.json"  # written when a run directory is taken: whose it is
 CHECKPOINTS = "checkpoints"
@@ -109,11 +110,14 @@ class Stage:
         values = decide(self.config.trainer_values())
         values["output_dir"] = str(self.run_dir / CHECKPOINTS)
         module, name = trainer_class(self.config.recipe)
-        return getattr(importlib.import_module(module), name)(**values)
+        args = getattr(importlib.import_module(module), name)(**values)
+        load_whole()
+        return args
 
     def announce(self, trainer: Any) -> None:
         """Print what the run amounts to, and refuse a disk that cannot take its checkpoints."""
         args = trainer.args
+        check_processes(trainer)
         trained, total = self.parameters = count_parameters(trainer.model)
         work = trainer.describe_work() if hasattr(trainer, "describe_work") else describe_work(trainer)
         say(
@@ -144,6 +148,7 @@ class Stage:
         if hasattr(trainer, "drawn"):
             trainer.add_callback(completions_writer(self.run_dir / COMPLETIONS, step, trainer))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        make_whole(trainer)
         take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
 
     def last_logs(self, trainer: Any) -> dict[str, Any]:
@@ -163,14 +168,9 @@ class Stage:
         partial = self.run_dir / f".{result}.partial"
         if self.is_main:
             shutil.rmtree(partial, ignore_errors=True)
-        if is_adapter:
-            if self.is_main:
-                model.save_pretrained(str(partial), selected_adapters=["default"], save_embedding_layers=False)
-        else:
-            trainer.save_model(str(partial))
-        if self.is_main:
+            options = {"selected_adapters": ["default"], "save_embedding_layers": False} if is_adapter else {}
+            model.save_pretrained(str(partial), **options)
             tokenizer.save_pretrained(str(partial))
-            (partial / "training_args.bin").unlink(missing_ok=True)
             (partial / "README.md").unlink(missing_ok=True)
             shutil.rmtree(self.run_dir / result, ignore_errors=True)
             partial.replace(self.run_dir / result)
@@ -253,6 +253,19 @@ def describe_work(trainer: Any) -> str:
         f"global batch {batch} = {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x "
         f"{args.world_size} processes; {steps} steps; {tokens:,} tokens"
     )
+
+
+def check_processes(trainer: Any) -> None:
+    """Refuse a run that is not the one that was launched. Raises LaunchError, or ConfigError."""
+    launched, found = int(os.environ.get("WORLD_SIZE", "1")), trainer.accelerator.num_processes
+    if found != launched:
+        raise LaunchError(
+            f"{launched} processes were launched, but each trains as one of {found}: see accelerate_configs/"
+        )
+    if trainer.is_deepspeed_enabled and trainer.args.bf16 and gate_checks.dtype_of(trained_model(trainer)) == "float32":
+        raise ConfigError(
+            "bf16: true under DeepSpeed rounds the weights themselves: set dtype: bfloat16, or bf16: false"
+        )
 
 
 def trained_model(trainer: Any) -> Any:

@@ -49,7 +49,9 @@ def test_two_reward_adapters_on_one_base(make, adapter, reward_adapter, tmp_path
     assert second == pytest.approx([-s for s in expected], abs=1e-5)
     trainer.train()
     log = trainer.state.log_history[0]
-    assert log["objective/scores"] == pytest.approx(3 * log["rewards/reward"] + log["rewards/other"], abs=1e-5)
+    assert log["objective/scores"] == pytest.approx(
+        3 * log[f"rewards/{trainer.rewards[0].name}"] + log["rewards/other"], abs=1e-5
+    )
 
 
 def test_a_reward_model_that_pools_itself(make, tmp_path, tiny):

@@ -75,8 +75,8 @@ def test_what_the_rollout_kept_is_what_the_policy_computes(make, adapter, value_
     trainer = make(continued=adapter, value_mode=value_mode, temperature=0.7, per_device_train_batch_size=8)
     trainer.model.value_head.weight.data.normal_()
     kept = []
-    evaluate = trainer._evaluate
-    trainer._evaluate = lambda *args: kept.append(evaluate(*args)) or kept[-1]
+    evaluate = trainer._logprobs_and_values
+    trainer._logprobs_and_values = lambda *args: kept.append(evaluate(*args)) or kept[-1]
     rollout = first_rollout(trainer)
     ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], 1)
     attended = torch.cat([rollout.prompt_mask, rollout.completion_mask], 1)
@@ -255,6 +255,12 @@ def test_evaluation_draws_the_same_each_time(make):
     assert "eval_objective/scores" in names
     assert {n: first[n] for n in names} == {n: second[n] for n in names}
     assert trainer.rollout is None
+
+
+def test_evaluation_leaves_training_alone(make):
+    plain, evaluated = make(), make(eval_strategy="steps", eval_steps=1)
+    assert close(trained_by(evaluated), trained_by(plain), 0)
+    assert sum("eval_loss" in log for log in evaluated.state.log_history) == 4
 
 
 def test_what_is_saved_is_the_policy(make, tmp_path):

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from conftest import ROOT, WORDS, run_recipe, write_jsonl
+from posttrain.launch import build_command, environment
 
 SMALL = [
     "--per_device_train_batch_size", "4", "--gradient_checkpointing", "false", "--adapter.r", "4", "--adapter.alpha",
@@ -98,25 +99,27 @@ def test_a_merged_policy_takes_the_reward_model_as_one_of_its_own(sft, reward, d
     assert all(g["passed"] for g in lineage(tmp_path / "ppo")["gates"])
 
 
-def test_two_processes_are_one(sft, reward, data, tmp_path):
-    config = tmp_path / "two.yaml"
-    config.write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nuse_cpu: true\nnum_machines: 1\n"
-        "num_processes: 2\nmachine_rank: 0\nmixed_precision: 'no'\n"
-    )
+@pytest.fixture(scope="module")
+def one_process(sft, reward, data, tmp_path_factory):
     common = ["--inputs.policy", sft, "--inputs.reward", reward, "--train_file", data, "--bf16", "false", *PPO]
-    run_recipe("ppo", *common, "--output_dir", tmp_path / "one")
+    out = tmp_path_factory.mktemp("runs") / "one"
+    run_recipe("ppo", *common, "--output_dir", out)
+    return common, out
+
+
+@pytest.mark.parametrize("config", ["ddp.yaml", "zero3.yaml"])
+def test_two_processes_are_one(one_process, tmp_path, config):
+    """From the input policy to a stage that is complete; tests/ppo/test_zero.py has more of ZeRO."""
+    common, one = one_process
+    file = ROOT / "accelerate_configs" / config
     at = common.index("--per_device_train_batch_size") + 1
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, ROOT / "recipes" / "ppo.py",
-        *common[:at], "2", *common[at + 1 :], "--output_dir", tmp_path / "two",
-    ]  # fmt: skip
-    # Without this variable accelerate would start one process, and say nothing (see docs/architecture.md).
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=env)
+    arguments = [*common[:at], "2", *common[at + 1 :], "--output_dir", tmp_path / "two"]
+    command = build_command("ppo", list(map(str, arguments)), file)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(file))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 x 1 accumulated x 1 mini-batches x 2 processes" in done.stdout
-    assert distance(weights(tmp_path / "two"), weights(tmp_path / "one")) < 1e-5
+    assert distance(weights(tmp_path / "two"), weights(one)) < 1e-5
+    assert lineage(tmp_path / "two")["world_size"] == 2
 
 
 def test_kill_9_and_the_same_command_again(sft, reward, tmp_path, data):

@@ -62,7 +62,7 @@ class ActorCritic(nn.Module):
             self.value_model = trunk_of(whole.merge_and_unload() if self.is_peft else whole).requires_grad_(True)
         add_fused_lm_head(causal_lm(policy), temperature=temperature, outputs=("log_probs", "entropy"))
         # Zero: a critic that has learned nothing expects nothing.
-        self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1, device=policy.device)
+        self.value_head = Head(policy.config.get_text_config().hidden_size, 1, device=policy.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.set_trainable()
@@ -188,7 +188,7 @@ class ActorCritic(nn.Module):
         result = set_peft_model_state_dict(self.policy, weights, adapter_name=name)
         if result.unexpected_keys:
             raise ValueError(f"{folder} does not fit the policy's base: {result.unexpected_keys[:3]}")
-        scores = nn.Linear(head.shape[1], 1, bias=False, device=self.device)
+        scores = Head(head.shape[1], 1, bias=False, device=self.device)
         scores.weight.data.copy_(head)
         self.score_heads[name] = scores.requires_grad_(False)
         self.set_trainable()
@@ -220,7 +220,7 @@ class ActorCritic(nn.Module):
         if self.value_mode == "head":
             width = completion_mask.shape[1]
             hidden = kept[-1].detach() if detach_critic else kept[-1]
-            return logprobs, entropies, self._head(hidden[:, -width - 1 : -1]) * completion_mask
+            return logprobs, entropies, self.value_head(hidden[:, -width - 1 : -1])[..., 0] * completion_mask
         return logprobs, entropies, self.values(input_ids, attention_mask, completion_mask)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
@@ -232,7 +232,8 @@ class ActorCritic(nn.Module):
                 use_cache=False,
             ).last_hidden_state  # fmt: skip
         width = completion_mask.shape[1]
-        return self._head(hidden[:, -width - 1 : -1]) * completion_mask
+        values: Tensor = self.value_head(hidden[:, -width - 1 : -1])[..., 0] * completion_mask
+        return values
 
     @contextmanager
     def noted_values(self) -> Iterator[list[Tensor]]:
@@ -240,19 +241,13 @@ class ActorCritic(nn.Module):
         noted: list[Tensor] = []
 
         def note(module: Any, args: Any, output: Any) -> None:
-            noted.append(self._head(output[0][:, -1]))
+            noted.append(self.value_head(output[0][:, -1])[..., 0])
 
         handle = trunk_of(self.policy).register_forward_hook(note)
         try:
             yield noted
         finally:
             handle.remove()
-
-    def _head(self, hidden: Tensor) -> Tensor:
-        # Past autocast: in bf16 a value near 8 could only move in steps of 1/16.
-        with torch.autocast(hidden.device.type, enabled=False):
-            values: Tensor = self.value_head(hidden.float())[..., 0]
-        return values
 
     @torch.no_grad()
     def reference_logprobs(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
@@ -286,9 +281,20 @@ class ActorCritic(nn.Module):
             hidden = trunk_of(self.policy)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
         last = attention_mask.sum(1) - 1
         pooled = hidden[torch.arange(len(last), device=hidden.device), last]
-        with torch.autocast(hidden.device.type, enabled=False):
-            scores: Tensor = self.score_heads[name](pooled.float())[:, 0]
+        scores: Tensor = self.score_heads[name](pooled)[:, 0]
         return scores
+
+
+class Head(nn.Linear):
+    """A linear layer that computes in fp32, whatever the precision of its input and of its own weights.
+
+    In bf16 a value near 8 could only move in steps of 1/16.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return nn.functional.linear(hidden.float(), self.weight.float(), bias)
 
 
 def causal_lm(model: Any) -> Any:

@@ -1,6 +1,6 @@
 """What a checkpoint of PPO holds beside transformers' own files, so that a resumed run is the same run.
 
-actor_critic.safetensors    the trained tensors, of policy and critic
+actor_critic.safetensors    the trained tensors, of policy and critic; DeepSpeed keeps them beside its optimizer
 rollout-<rank>.safetensors  each process's rollout, where the checkpoint is in the middle of one
 ppo_state.json              the place in it; the KL controller, the scores' moments, the health watch
 healthy.safetensors         what `on_unhealthy: rollback` goes back to
@@ -28,8 +28,9 @@ def save(trainer: Any, folder: Path) -> None:
         file = folder / ROLLOUT.format(rank=trainer.args.process_index)
         save_file({name: tensor.cpu() for name, tensor in trainer.rollout.state().items()}, file)
     if trainer.args.should_save:
-        trained = trainer.accelerator.unwrap_model(trainer.model).trainable()
-        save_file({name: p.detach().contiguous().cpu() for name, p in trained.items()}, folder / WEIGHTS)
+        if not trainer.is_deepspeed_enabled:
+            trained = trainer.accelerator.unwrap_model(trainer.model).trainable()
+            save_file({name: p.detach().contiguous().cpu() for name, p in trained.items()}, folder / WEIGHTS)
         state = {
             "step": trainer._step, "rollouts": trainer.rollouts, "abandoned": trainer.abandoned,
             "kl_coef": trainer.kl.coef, "score_moments": vars(trainer.score_moments),
@@ -74,4 +75,3 @@ def load_state(trainer: Any, folder: Path) -> None:
     if trainer.within_rollout:
         tensors = load_file(folder / ROLLOUT.format(rank=trainer.args.process_index))
         trainer.rollout = Rollout(**{name: tensor.to(device) for name, tensor in tensors.items()})
-        trainer.deal((trainer._step % trainer.micro_steps) // trainer.args.micro_batches)

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from ..zero import whole
+
 KL_A_TOKEN = 1.0
 PATIENCE = 5
 
@@ -87,9 +89,10 @@ class HealthWatch(TrainerCallback):  # type: ignore[misc]
         if not self.end:
             return
         control.should_training_stop = True
-        with torch.no_grad():
+        trained = model.trainable()
+        with torch.no_grad(), whole(trained.values(), write=True):
             for name, tensor in self.healthy.items():
-                model.trainable()[name].copy_(tensor)
+                trained[name].copy_(tensor)
 
     def examine(self, step: int, metrics: Mapping[str, float]) -> list[Finding]:
         """What is wrong with this rollout, given those before it."""

@@ -21,11 +21,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers.trainer import SCHEDULER_NAME
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..generation import Drawn, check_generation_settings, end_tokens, generate_ids
 from ..sampling import as_turn
 from ..tokens import render
+from ..zero import is_split, load_whole, whole
 from . import checkpoint, objective
 from .actor_critic import POLICY, ActorCritic
 from .config import PPOConfig
@@ -85,8 +87,11 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
         args = args or PPOConfig("ppo")
         set_seed(args.seed)
+        load_whole()
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+        if any(map(is_split, model.parameters())):
+            raise ValueError("ZeRO-3 has split the model already: load it before PPOConfig is made, or pass its name")
         tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -151,17 +156,29 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         for reward in self.rewards:
             if isinstance(reward, ModelReward) and not getattr(reward.model, "is_quantized", False):
                 reward.model.to(self.accelerator.device)
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError(
-                "PPO runs in one process or under DDP; its checkpoints do not gather what DeepSpeed or FSDP split: "
-                "use an accelerate config without them"
-            )
+        self._check_strategy()
         if args.kl_stop is not None and args.fp16:
             raise ValueError(
                 "kl_stop: fp16's gradient scaler cannot leave out an optimizer step; use bf16, or kl_target"
             )
         if args.load_best_model_at_end:
             raise ValueError("load_best_model_at_end: PPO's checkpoints are to resume from; use on_unhealthy: rollback")
+
+    def _check_strategy(self) -> None:
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "PPO's checkpoints do not gather what FSDP splits: use an accelerate config with DDP, or with "
+                "DeepSpeed's ZeRO-2 or ZeRO-3"
+            )
+        if not self.is_deepspeed_enabled:
+            return
+        # DeepSpeed takes its step within the backward pass, before a gradient could be dropped.
+        if self.args.kl_stop is not None:
+            raise ValueError("kl_stop cannot leave out an optimizer step of DeepSpeed's; use kl_target, or DDP")
+        if self.args.critic_warmup_steps:
+            raise ValueError(
+                "critic_warmup_steps cannot keep DeepSpeed from moving the policy; set it to 0, or use DDP"
+            )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' `train`, from a new rollout on; a checkpoint brings its own back."""
@@ -236,11 +253,11 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         assert self.rollout is not None
         epoch, number = divmod(at, self.args.micro_batches)
         if number == 0 or not self.batches:
-            self.deal(epoch)
+            self._deal(epoch)
         step = number // self.args.gradient_accumulation_steps
         return self._micro_batch(self.rollout, self.batches[number], self.tokens_a_step[step])
 
-    def deal(self, epoch: int) -> None:
+    def _deal(self, epoch: int) -> None:
         """Shuffle the rollout into micro-batches, and count each optimizer step's tokens over all processes."""
         assert self.rollout is not None
         lengths = self.rollout.completion_mask.sum(1)
@@ -257,9 +274,18 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def _make_rollout(self, rows: Sequence[dict[str, Any]], mode: str) -> Rollout:
-        args, model = self.args, self.model
-        device, was_training = self.accelerator.device, model.training
-        model.eval()
+        """Under ZeRO-3 weights are gathered once for all of it, and not once a token."""
+        from trl.models.utils import unwrap_model_for_generation
+
+        was_training = self.model.training
+        self.model.eval()
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
+            rollout = self._draw_and_score(rows, mode)
+        self.model.train(was_training)
+        return rollout
+
+    def _draw_and_score(self, rows: Sequence[dict[str, Any]], mode: str) -> Rollout:
+        args, device = self.args, self.accelerator.device
         clock = time.perf_counter()
 
         prompts = [row["prompt"] for row in rows]
@@ -300,7 +326,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
         # Log-probabilities and values
         ids, attended = torch.cat([prompt_ids, completion_ids], 1), torch.cat([prompt_mask, completion_mask], 1)
-        old, entropies, values, ref = self._evaluate(ids, attended, completion_mask, drawn, noted)
+        old, entropies, values, ref = self._logprobs_and_values(ids, attended, completion_mask, drawn, noted)
         clock = self._lap(mode, "time/evaluating", clock)
 
         mask = completion_mask.float()
@@ -347,20 +373,14 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         if mode == "train":
             self.kl.update(kl_sum, len(rows) * args.world_size)
             self.health.look(self.state.global_step, metrics, self.model)
-        model.train(was_training)
         return rollout
 
     def _draw(self, prompt_ids: Tensor, prompt_mask: Tensor, numbers: Tensor) -> tuple[Drawn, list[Tensor]]:
         """The completions, and with a head on the policy's trunk the values before each of their tokens."""
-        from trl.models.utils import unwrap_model_for_generation
-
         noting = self.args.value_mode == "head"
-        with (
-            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as unwrapped,
-            unwrapped.noted_values() if noting else nullcontext([]) as noted,
-        ):
+        with self.model.noted_values() if noting else nullcontext([]) as noted:
             drawn = generate_ids(
-                unwrapped.policy, self.tokenizer, prompt_ids, prompt_mask, temperature=self.args.temperature,
+                self.model.policy, self.tokenizer, prompt_ids, prompt_mask, temperature=self.args.temperature,
                 max_new_tokens=self.args.max_completion_length, uniforms=numbers,
             )  # fmt: skip
         return drawn, noted
@@ -379,7 +399,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             scores = scores - args.missing_eos_penalty * (~stopped).double()
         return scores.float()
 
-    def _evaluate(
+    def _logprobs_and_values(
         self, ids: Tensor, attended: Tensor, completion_mask: Tensor, drawn: Drawn, noted: list[Tensor]
     ) -> list[Tensor]:
         """Log-probabilities, entropies and values of the policy, log-probabilities of the reference: each (B, C).
@@ -387,14 +407,14 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         The policy's are those that the tokens were drawn by. Under autocast, or after vLLM, they are computed again:
         a rollout then computes in another precision than the update, and the first ratio must be 1.
         """
-        width, model = completion_mask.shape[1], self.accelerator.unwrap_model(self.model_wrapped)
+        width, model = completion_mask.shape[1], self.model
         parts: list[tuple[Tensor, ...]] = []
         for rows in torch.split(torch.arange(len(ids)), self.args.per_device_train_batch_size):
             batch = ids[rows], attended[rows], completion_mask[rows]
             # The roles are called past accelerate's wrapper: without this they would compute in another precision.
             with self.accelerator.autocast():
                 if drawn.logprobs is None or drawn.entropies is None or self.args.bf16 or self.args.fp16:
-                    policy = self.model_wrapped(*batch)
+                    policy = model(*batch)
                 else:
                     values = torch.stack(noted[:width], 1)[rows] if noted else model.values(*batch)
                     policy = drawn.logprobs[rows], drawn.entropies[rows], values
@@ -417,7 +437,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             logprobs, inputs["old_logprobs"], inputs["advantages"], mask, args.clip_range, high, args.dual_clip
         )
         value = objective.value_loss(values, inputs["old_values"], inputs["returns"], mask, args.value_clip)
-        # DDP averages gradients over processes; the sum is wanted.
+        # DDP and DeepSpeed average gradients over processes; the sum is wanted.
         scale = args.world_size / inputs["tokens"]
         loss = scale * ((0.0 if warming else 1.0) * policy.loss.sum() + args.vf_coef * value.loss.sum())
 
@@ -513,12 +533,43 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
     # Checkpoints
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """transformers' `save_model`, which under DeepSpeed would gather all roles; here the policy is, and saved."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        model = self.model
+        with whole(p for n, p in model.named_parameters() if n in model.trainable() and not model.is_critic(n)):
+            self._save(output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The policy, as an adapter or a model that loads anywhere."""
+        if not self.args.should_save:
+            return
         policy = self.accelerator.unwrap_model(self.model).policy
         options = {"selected_adapters": [POLICY]} if hasattr(policy, "peft_config") else {}
         policy.save_pretrained(output_dir or self.args.output_dir, **options)
         self.processing_class.save_pretrained(output_dir or self.args.output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """transformers' own; under DeepSpeed without the weights that are not trained."""
+        if self.is_deepspeed_enabled:
+            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+            if self.args.should_save:
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """transformers' own; under DeepSpeed a checkpoint is read without the weights that are not trained."""
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoint.load_weights(self, Path(resume_from_checkpoint))
