@@ -450,7 +450,9 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             if mode == "train" and args.kl_stop is not None:
                 total, tokens = self.accelerator.reduce(torch.stack([approx_kl.sum(), mask.sum()]), "sum").tolist()
                 self.abandoned = self.abandoned or total / tokens > args.kl_stop
-        self.accounted += self._lap(mode, "time/forward", begun) - begun
+        ended = self._lap(mode, "time/forward", begun)
+        if mode == "train":
+            self.accounted += ended - begun
         return (loss, {}) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
