@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from seeds import STUDENT_975
+from seeds import student
 from train import matmul_gflops
 
 from posttrain.demo import CACHE, DATA_DIR, MODEL_DIR
@@ -154,11 +154,7 @@ def learning(seeds: list[int], coefficients: list[float], updates: int) -> None:
 
 
 def _over_seeds(values: list[float]) -> str:
-    """Mean and Student's 95% interval."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    half = STUDENT_975[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    mean, half = student(values)
     return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 

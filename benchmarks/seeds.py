@@ -38,11 +38,16 @@ def seeded(path: Path, seed: int) -> Chain:
     return read_chain(written)
 
 
-def over_seeds(values: list[float]) -> str:
-    mean = statistics.mean(values)
+def student(values: list[float]) -> tuple[float, float]:
+    """Mean and half of Student's 95% interval; one value has no interval."""
     if len(values) < 2:
-        return f"{mean:+.1%}"
+        return values[0], float("nan")
     half = STUDENT_975[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values), half
+
+
+def over_seeds(values: list[float]) -> str:
+    mean, half = student(values)
     return f"{mean:+.1%} [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]"
 
 
