@@ -92,3 +92,22 @@ def test_past_the_budget_trls_tiles_do_the_work(dense, monkeypatch):
     arguments = (torch.randn(3, 4), torch.randn(9, 4), None, torch.tensor([1, 2, 3]), 1.0, 4, None, 1.0, ("entropy",))
     tiled = utils._ChunkedLogProbFunction.apply(*arguments)
     torch.testing.assert_close(tiled[0], ChunkedLogProbFunction.apply(*arguments)[0])
+
+
+@pytest.mark.parametrize("threads, rows, replaced", [(2, 5, True), (2, 65, True), (1, 5, False)])
+def test_weight_first_gives_the_same_logits(tiny, threads, rows, replaced):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    ids = torch.arange(rows)[:, None] % 50
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            expected = model(ids).logits
+            with lm_head.weight_first(model):
+                assert ("forward" in vars(model.lm_head)) == replaced
+                torch.testing.assert_close(model(ids).logits, expected)
+        assert "forward" not in vars(model.lm_head)
+    finally:
+        torch.set_num_threads(before)

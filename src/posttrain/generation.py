@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
+from .lm_head import weight_first
+
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """The ids that end a completion: the tokenizer's EOS, and those the model's own settings add."""
@@ -114,12 +116,13 @@ def generate_ids(
     """
     draw = Draw([temperature] * len(input_ids), 1.0, lambda place: uniforms[:, place])
     draw.keep()
-    out = model.generate(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        logits_processor=LogitsProcessorList([draw]),
-        generation_config=settings(model, tokenizer, max_new_tokens),
-    )
+    with weight_first(model):
+        out = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            logits_processor=LogitsProcessorList([draw]),
+            generation_config=settings(model, tokenizer, max_new_tokens),
+        )
     ends = end_tokens(model, tokenizer)
     ids = [until_end(row, ends) for row in out[:, input_ids.shape[1] :].tolist()]
     width = max(map(len, ids))

@@ -11,6 +11,7 @@ from .evaluation import Answer, answer, change, comparable, exact_match, generat
 from .gates import Gate
 from .lm_head import use_dense_lm_head
 from .logs import say
+from .lora import use_accumulated_lora
 from .models import check_tokenizer, describe_base
 from .precision import without_autocast
 from .stage import Stage, trained_model
@@ -47,6 +48,7 @@ def start(stage: Stage, base: str, *, task: str) -> tuple[Any, Any, str | None]:
     from transformers import set_seed
 
     use_dense_lm_head()
+    use_accumulated_lora()
     # The score head and a fresh adapter are drawn here, before the trainer seeds.
     set_seed(int(stage.config.values["seed"]))
     model, peft_config, how = start_model(

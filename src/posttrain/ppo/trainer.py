@@ -25,6 +25,8 @@ from transformers.trainer import SCHEDULER_NAME
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..generation import Drawn, check_generation_settings, end_tokens, generate_ids
+from ..lm_head import use_dense_lm_head
+from ..lora import use_accumulated_lora
 from ..sampling import as_turn
 from ..tokens import render
 from ..zero import is_split, load_whole, whole
@@ -88,6 +90,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         args = args or PPOConfig("ppo")
         set_seed(args.seed)
         load_whole()
+        use_dense_lm_head()
+        use_accumulated_lora()
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=args.trust_remote_code)
         if any(map(is_split, model.parameters())):

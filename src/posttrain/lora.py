@@ -1,0 +1,86 @@
+"""LoRA's linear layer on a CPU: PEFT's sums in fewer passes over memory.
+
+PEFT computes `W x`, then `B (A x)`, then scales that, then adds the two; the last three are each a pass over an output
+that has left the cache. Here `B (A x)` is accumulated, scaled, into `W x` by one matrix product, forwards and
+backwards. Adapters, names and files stay PEFT's, and whatever is not the plain case (dropout, DoRA, several adapters,
+4-bit weights, autocast, the hooks of ZeRO-3 and others) goes to PEFT's own forward.
+`benchmarks/train.py --gains` measures it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def use_accumulated_lora() -> None:
+    """Give PEFT's LoRA layers this forward, in this process; safe to call again."""
+    from peft.tuners.lora import Linear
+
+    if not hasattr(Linear, "peft_forward"):
+        Linear.peft_forward, Linear.forward = Linear.forward, _forward
+
+
+def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """`peft.tuners.lora.Linear.forward`."""
+    if args or kwargs or not _is_plain(self, x):
+        return self.peft_forward(x, *args, **kwargs)
+    (name,) = self.active_adapters
+    base, a, b = self.base_layer, self.lora_A[name], self.lora_B[name]
+    y: Tensor = LowRankLinear.apply(x, base.weight, base.bias, a.weight, b.weight, self.scaling[name])  # type: ignore[no-untyped-call]
+    return y
+
+
+def _is_plain(layer: Any, x: Tensor) -> bool:
+    """Whether this input meets frozen fp32 weights and one plain adapter, with nothing that watches their modules."""
+    if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
+        return False
+    (name,) = layer.active_adapters
+    base = layer.base_layer
+    if name not in layer.lora_A or name in layer.lora_variant or layer.lora_bias[name] or layer.fan_in_fan_out:
+        return False
+    dropout = layer.lora_dropout[name]
+    parts = (base, layer.lora_A[name], layer.lora_B[name])
+    return (
+        (not dropout.training or isinstance(dropout, nn.Identity))
+        and all(type(part) is nn.Linear and not part._forward_hooks and not part._forward_pre_hooks for part in parts)
+        and all(type(part.weight) is nn.Parameter and part.weight.dtype == torch.float32 for part in parts)
+        and not (base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad))
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class LowRankLinear(torch.autograd.Function):
+    """`y = x Wᵀ + bias + s (x Aᵀ) Bᵀ`, with W and the bias frozen.
+
+    Shapes: x (..., I), W (O, I), A (r, I), B (O, r), y (..., O). Hu et al., 2021, equation 3.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        low = rows @ a.mT
+        ctx.save_for_backward(rows, weight, a, b, low)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        y = rows @ weight.mT if bias is None else torch.addmm(bias, rows, weight.mT)
+        return y.addmm_(low, b.mT, alpha=scaling).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, a, b, low = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        grad_low = grad @ b
+        grad_x = grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight).addmm_(grad_low, a, alpha=ctx.scaling).view(ctx.shape)
+        if ctx.needs_input_grad[3]:
+            grad_a = (grad_low.mT @ rows).mul_(ctx.scaling)
+        if ctx.needs_input_grad[4]:
+            grad_b = (grad.mT @ low).mul_(ctx.scaling)
+        return grad_x, None, None, grad_a, grad_b, None

@@ -1,0 +1,139 @@
+"""The accumulated LoRA layer against PEFT's own: the same output, the same gradients; all else goes to PEFT."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear
+from torch import nn
+
+from posttrain import lora
+
+
+@pytest.fixture(autouse=True)
+def switched(monkeypatch):
+    """PEFT's class as it was, whatever ran before; the replacement is installed, twice."""
+    monkeypatch.setattr(Linear, "forward", getattr(Linear, "peft_forward", Linear.forward))
+    if hasattr(Linear, "peft_forward"):
+        monkeypatch.delattr(Linear, "peft_forward")
+    lora.use_accumulated_lora()
+    lora.use_accumulated_lora()
+    yield
+    if "peft_forward" in vars(Linear):
+        del Linear.peft_forward
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often the replacement computed."""
+    counted = []
+    apply = lora.LowRankLinear.apply
+    monkeypatch.setattr(lora.LowRankLinear, "apply", lambda *args: counted.append(1) or apply(*args))
+    return counted
+
+
+def layers(bias=True, **options):
+    """Two layers in one model, with an adapter that is not zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20, bias=bias), nn.Tanh(), nn.Linear(20, 7, bias=bias))
+    config = LoraConfig(target_modules=["0", "2"], **{"r": 4, "lora_alpha": 6, "init_lora_weights": False, **options})
+    return get_peft_model(model, config)
+
+
+def adapted(model):
+    return [m for m in model.modules() if isinstance(m, Linear)]
+
+
+def run(model, x):
+    x = x.clone().requires_grad_()
+    y = model(x)
+    torch.manual_seed(1)
+    (y * torch.randn_like(y)).sum().backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return y.detach(), x.grad, grads
+
+
+def with_peft(model, x):
+    ours = Linear.forward
+    Linear.forward = Linear.peft_forward
+    try:
+        return run(model, x)
+    finally:
+        Linear.forward = ours
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 12)])
+def test_equals_peft_forwards_and_backwards(bias, shape, calls):
+    model, x = layers(bias), torch.randn(shape)
+    got, expected = run(model, x), with_peft(model, x)
+    assert len(calls) == 2
+    torch.testing.assert_close(got, expected)
+    assert len(got[2]) == 4  # A and B of both layers, and nothing of the base
+
+
+def test_gradients_equal_finite_differences():
+    torch.manual_seed(0)
+    x, a, b = (torch.randn(s, dtype=torch.double, requires_grad=True) for s in ((3, 5), (2, 5), (4, 2)))
+    weight, bias = torch.randn(4, 5, dtype=torch.double), torch.randn(4, dtype=torch.double)
+    assert torch.autograd.gradcheck(lambda x, a, b: lora.LowRankLinear.apply(x, weight, bias, a, b, 1.5), (x, a, b))
+
+
+def test_a_strided_input_is_computed_as_it_is(calls):
+    model, x = layers(), torch.randn(12, 3, 2).transpose(0, 2)
+    torch.testing.assert_close(run(model, x), with_peft(model, x))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "options, prepare",
+    [
+        ({"lora_dropout": 0.5}, lambda m: m.train()),
+        ({"use_dora": True}, lambda m: m),
+        ({"lora_bias": True}, lambda m: m),
+        ({}, lambda m: m.bfloat16()),
+        ({}, lambda m: [layer.base_layer.requires_grad_() for layer in adapted(m)]),
+        ({}, lambda m: [layer.lora_A["default"].register_forward_hook(lambda *a: None) for layer in adapted(m)]),
+        ({}, lambda m: [layer.base_layer.register_forward_pre_hook(lambda *a: None) for layer in adapted(m)]),
+        ({}, lambda m: m.base_model.disable_adapter_layers()),
+        ({}, lambda m: m.merge_adapter()),
+    ],
+    ids=["dropout", "dora", "bias", "bf16", "trained base", "hook", "pre-hook", "no adapter", "merged"],
+)
+def test_what_is_not_plain_goes_to_peft(options, prepare, calls):
+    model = layers(**options)
+    prepare(model)
+    model(torch.randn(3, 12).to(adapted(model)[0].base_layer.weight.dtype))
+    assert not calls
+
+
+def test_two_adapters_at_once_and_autocast_go_to_peft(calls):
+    model, x = layers(), torch.randn(3, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x)
+    model.add_adapter("second", model.peft_config["default"])
+    model.base_model.set_adapter(["default", "second"])
+    model(x)
+    assert not calls
+    model.set_adapter("second")
+    assert len(calls) == 0 and model(x) is not None and len(calls) == 2
+
+
+def test_dropout_that_is_off_is_plain(calls):
+    model = layers(lora_dropout=0.5).eval()
+    x = torch.randn(3, 12)
+    torch.testing.assert_close(run(model, x), with_peft(model, x))
+    assert len(calls) == 2
+
+
+def test_gradient_checkpointing_recomputes_the_same(calls):
+    from torch.utils.checkpoint import checkpoint
+
+    model, x = layers(), torch.randn(3, 12)
+    inner = model.base_model.model
+    plain = run(model, x)
+    model.base_model.model = nn.Sequential(*inner)
+    forward = model.forward
+    model.forward = lambda x: checkpoint(forward, x, use_reentrant=False)
+    torch.testing.assert_close(run(model, x), plain)
+    assert len(calls) == 6
