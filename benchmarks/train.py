@@ -94,10 +94,11 @@ def ours(task: str, rows: Path, out: Path, **changes: str) -> list[str]:
     return build_command(task, arguments, CPU)
 
 
-def with_trl_head(command: list[str]) -> list[str]:
-    """The same command through `trl_head.py`."""
+def without(part: str, command: list[str]) -> list[str]:
+    """The same command with TRL's own `head`, or PEFT's own `lora`, through `upstream.py`."""
     at = next(i for i, word in enumerate(command) if word.startswith(str(ROOT / "recipes")))
-    return [*command[:at], str(Path(__file__).with_name("trl_head.py")), Path(command[at]).stem, *command[at + 1 :]]
+    script = str(Path(__file__).with_name("upstream.py"))
+    return [*command[:at], script, part, Path(command[at]).stem, *command[at + 1 :]]
 
 
 def trl_cli(task: str, rows: Path, out: Path) -> list[str]:
@@ -221,10 +222,12 @@ def main() -> None:
             "- gradient checkpointing on": (ours(task, rows, out, gradient_checkpointing="true"), launched),
             "- rows not sorted by length": (ours(task, rows, out, train_sampling_strategy="random"), launched),
         }
+        if not has_bf16():
+            contestants["- PEFT's own LoRA layer"] = (without("lora", ours(task, rows, out)), launched)
         if has_bf16():
             contestants["- fp32 instead of bf16"] = (ours(task, rows, out, bf16="false"), launched)
         if task != "reward":
-            contestants["- TRL's own head"] = (with_trl_head(ours(task, rows, out)), launched)
+            contestants["- TRL's own head"] = (without("head", ours(task, rows, out)), launched)
     else:
         contestants = {
             "ours": (ours(task, rows, out), launched),

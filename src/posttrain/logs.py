@@ -78,8 +78,8 @@ def metrics_writer(path: Path, resumed_step: int) -> Any:
     return MetricsWriter()
 
 
-def completions_writer(path: Path, resumed_step: int, trainer: Any) -> Any:
-    """A callback that appends the completions in `trainer.drawn` to `path` at each log, and prints the first."""
+def completions_writer(path: Path, resumed_step: int, collector: Any) -> Any:
+    """A callback that appends the completions in `collector.drawn` to `path` at each log, and prints the first."""
     from transformers import TrainerCallback
 
     class CompletionsWriter(TrainerCallback):  # type: ignore[misc]
@@ -88,13 +88,13 @@ def completions_writer(path: Path, resumed_step: int, trainer: Any) -> Any:
                 drop_lines_after(path, resumed_step)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if not state.is_world_process_zero or not trainer.drawn:
+            if not state.is_world_process_zero or not collector.drawn:
                 return
-            for drawn in trainer.drawn:
+            for drawn in collector.drawn:
                 append(path, {"step": state.global_step, **drawn})
-            first = trainer.drawn[0]
+            first = collector.drawn[0]
             asked, answered = (repr(text)[:60] for text in (text_of(first["prompt"]), first["completion"]))
             say(f"  {asked} -> {answered}  score {first['score']:.4g}  kl {first['kl']:.3g}")
-            trainer.drawn = []
+            collector.drawn = []
 
     return CompletionsWriter()

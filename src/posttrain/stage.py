@@ -145,8 +145,8 @@ class Stage:
             say(f"resuming from {checkpoint}")
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(metrics_writer(self.run_dir / METRICS, step))
-        if hasattr(trainer, "drawn"):
-            trainer.add_callback(completions_writer(self.run_dir / COMPLETIONS, step, trainer))
+        if hasattr(trainer, "collector"):
+            trainer.add_callback(completions_writer(self.run_dir / COMPLETIONS, step, trainer.collector))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         make_whole(trainer)
         take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))

@@ -151,10 +151,10 @@ def test_what_is_no_reward_is_refused(make, tiny):
 def test_scores_are_shaped(make):
     trainer = make(reward_clip=1.0, missing_eos_penalty=0.5)
     raw, stopped = torch.tensor([5.0, -5.0, 0.3, 0.3]), torch.tensor([True, True, True, False])
-    assert trainer._shape_scores(raw, stopped, "train").tolist() == pytest.approx([1.0, -1.0, 0.3, -0.2])
+    assert trainer.collector.shape_scores(raw, stopped, "train").tolist() == pytest.approx([1.0, -1.0, 0.3, -0.2])
     trainer = make(reward_normalization=True)
-    trainer._shape_scores(torch.tensor([0.0, 2.0]), stopped[:2], "train")
-    got = trainer._shape_scores(torch.tensor([4.0, 6.0]), stopped[:2], "train")
+    trainer.collector.shape_scores(torch.tensor([0.0, 2.0]), stopped[:2], "train")
+    got = trainer.collector.shape_scores(torch.tensor([4.0, 6.0]), stopped[:2], "train")
     assert got.tolist() == pytest.approx([(4 - 3) / 5**0.5, (6 - 3) / 5**0.5])
 
 

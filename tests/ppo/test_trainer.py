@@ -75,8 +75,8 @@ def test_what_the_rollout_kept_is_what_the_policy_computes(make, adapter, value_
     trainer = make(continued=adapter, value_mode=value_mode, temperature=0.7, per_device_train_batch_size=8)
     trainer.model.value_head.weight.data.normal_()
     kept = []
-    evaluate = trainer._logprobs_and_values
-    trainer._logprobs_and_values = lambda *args: kept.append(evaluate(*args)) or kept[-1]
+    evaluate = trainer.collector.logprobs_and_values
+    trainer.collector.logprobs_and_values = lambda *args: kept.append(evaluate(*args)) or kept[-1]
     rollout = first_rollout(trainer)
     ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], 1)
     attended = torch.cat([rollout.prompt_mask, rollout.completion_mask], 1)
@@ -173,8 +173,8 @@ def test_steps_are_epochs_times_mini_batches(make):
         max_steps=-1, num_train_epochs=1,
     )  # fmt: skip
     trainer.train()
-    assert trainer.rollouts == len(PROMPTS) // 6
-    assert trainer.state.global_step == trainer.rollouts * 2 * 3
+    assert trainer.collector.rollouts == len(PROMPTS) // 6
+    assert trainer.state.global_step == trainer.collector.rollouts * 2 * 3
 
 
 @pytest.mark.parametrize("value_mode", MODES)
@@ -191,7 +191,7 @@ def test_a_resumed_run_is_the_same_run(make, tmp_path, value_mode):
         again = make(output_dir=str(tmp_path / f"again{step}"), **options)
         again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert close(tensors(again), tensors(whole), 0), step
-        assert again.kl.coef == whole.kl.coef
+        assert again.collector.kl.coef == whole.collector.kl.coef
         assert again.health.state_dict() == whole.health.state_dict()
 
 
@@ -289,8 +289,8 @@ def test_a_model_that_forbids_tokens_is_refused(make, tiny, tmp_path):
 def test_some_completions_are_kept_to_be_read(make):
     trainer = make(num_logged_completions=2, max_steps=1)
     trainer.train()
-    assert [d["prompt"] for d in trainer.drawn] and len(trainer.drawn) == 2
-    for d in trainer.drawn:
+    assert [d["prompt"] for d in trainer.collector.drawn] and len(trainer.collector.drawn) == 2
+    for d in trainer.collector.drawn:
         text = d["completion"].replace("<|im_end|>", "")
         assert d["score"] == d["rewards/count_e"] == count_e(None, [text])[0]
 

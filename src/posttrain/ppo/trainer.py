@@ -13,9 +13,7 @@ The rollout and the state of the controllers are saved with a checkpoint: a resu
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,25 +22,19 @@ from torch import Tensor
 from transformers.trainer import SCHEDULER_NAME
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..generation import Drawn, check_generation_settings, end_tokens, generate_ids
+from ..generation import check_generation_settings
 from ..lm_head import use_dense_lm_head
 from ..lora import use_accumulated_lora
-from ..sampling import as_turn
 from ..tokens import render
 from ..zero import is_split, load_whole, whole
 from . import checkpoint, objective
 from .actor_critic import POLICY, ActorCritic
+from .collector import Collector
 from .config import PPOConfig
 from .health import HealthWatch
-from .objective import KLController, RunningMoments
+from .metrics import Metrics
 from .rewards import ModelReward, as_reward, check_templates
-from .rollout import Rollout, RolloutSampler, micro_batches, pad_left, pad_right, uniforms
-from .vllm import VLLMSampler
-
-# Of an update, each the mean over tokens and processes.
-TOKEN_METRICS = (
-    "loss/policy", "loss/value", "policy/approx_kl", "policy/clip_fraction", "policy/ratio", "value/clip_fraction",
-)  # fmt: skip
+from .rollout import Rollout, RolloutSampler, micro_batches
 
 
 class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
@@ -119,9 +111,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             raise ValueError(f"reward_processing_classes has {len(tokenizers)} tokenizers for {len(funcs)} rewards")
         self.rewards = [as_reward(f, t, actor_critic, tokenizer) for f, t in zip(funcs, tokenizers, strict=True)]
         check_templates(self.rewards, train_dataset)
-        self.reward_weights = args.reward_weights or [1.0] * len(funcs)
-        if len(self.reward_weights) != len(funcs):
-            raise ValueError(f"reward_weights has {len(self.reward_weights)} numbers for {len(funcs)} rewards")
+        if args.reward_weights is not None and len(args.reward_weights) != len(funcs):
+            raise ValueError(f"reward_weights has {len(args.reward_weights)} numbers for {len(funcs)} rewards")
         if args.value_mode == "adapter":
             actor_critic.add_value_adapter()
         # With dropout the ratio of the first step would not be 1, and values would be compared with noise.
@@ -129,19 +120,12 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
         self.optimizer: Any
         self.tokenizer = tokenizer
-        self.ends = end_tokens(model, tokenizer)
-        self.kl = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
-        self.score_moments = RunningMoments()
         self.rollout: Rollout | None = None
-        self.rollouts = 0  # made so far
-        self.evaluated = 0  # batches of evaluation prompts, in this evaluation
         self.accounted = 0.0  # seconds of the micro-batch in hand that have a name already
         self.batches: list[Tensor] = []
         self.tokens_a_step: list[float] = []
         self.abandoned = False  # past kl_stop, the rest of a rollout is not trained on
         self._step = 0  # micro-batches so far
-        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
-        self.drawn: list[dict[str, Any]] = []  # a few completions of the last rollout, for people to read
         self.health = HealthWatch(args.on_unhealthy, args.kl_target)
         super().__init__(
             model=actor_critic,
@@ -153,10 +137,9 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.vllm = VLLMSampler(actor_critic, self.accelerator, tokenizer, self.ends, args) if args.use_vllm else None
+        self.metrics = Metrics(self.accelerator)
+        self.collector = Collector(actor_critic, self.rewards, args, tokenizer, self.accelerator, self.metrics)
         self.add_callback(self.health)
-        nothing = torch.zeros(len(TOKEN_METRICS) + 1, dtype=torch.float64, device=self.accelerator.device)
-        self.sums = {"train": nothing, "eval": nothing.clone()}  # since the last log; the tokens' number is the last
         for reward in self.rewards:
             if isinstance(reward, ModelReward) and not getattr(reward.model, "is_quantized", False):
                 reward.model.to(self.accelerator.device)
@@ -252,7 +235,6 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             begun = time.perf_counter()
             self.rollout = self._make_rollout(inputs, "train")
             self.accounted += time.perf_counter() - begun
-            self.rollouts += 1
             self.abandoned = False
         assert self.rollout is not None
         epoch, number = divmod(at, self.args.micro_batches)
@@ -266,7 +248,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         assert self.rollout is not None
         lengths = self.rollout.completion_mask.sum(1)
         self.batches = micro_batches(
-            self.args.seed + self.args.process_index, self.rollouts, epoch, lengths.tolist(),
+            self.args.seed + self.args.process_index, self.collector.rollouts, epoch, lengths.tolist(),
             self.args.num_mini_batches, self.args.per_device_train_batch_size,
         )  # fmt: skip
         accumulated = self.args.gradient_accumulation_steps
@@ -276,154 +258,18 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
     def _micro_batch(self, rollout: Rollout, rows: Tensor, tokens: Any) -> dict[str, Any]:
         return {**rollout.select(rows), "tokens": float(tokens)}
 
-    @torch.no_grad()
     def _make_rollout(self, rows: Sequence[dict[str, Any]], mode: str) -> Rollout:
-        """Under ZeRO-3 weights are gathered once for all of it, and not once a token."""
+        """Under ZeRO-3 weights are gathered once for all of it, the health watch's copy included, not once a token."""
         from trl.models.utils import unwrap_model_for_generation
 
         was_training = self.model.training
         self.model.eval()
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
-            rollout = self._draw_and_score(rows, mode)
+        with torch.no_grad(), unwrap_model_for_generation(self.model_wrapped, self.accelerator):
+            rollout, seen = self.collector.collect(rows, mode)
+            if mode == "train":
+                self.health.look(self.state.global_step, seen, self.model)
         self.model.train(was_training)
         return rollout
-
-    def _draw_and_score(self, rows: Sequence[dict[str, Any]], mode: str) -> Rollout:
-        args, device = self.args, self.accelerator.device
-        clock = time.perf_counter()
-
-        prompts = [row["prompt"] for row in rows]
-        prompt_rows = [render(p, self.tokenizer, add_generation_prompt=not isinstance(p, str)) for p in prompts]
-        prompt_ids, prompt_mask = (t.to(device) for t in pad_left(prompt_rows, self.tokenizer.pad_token_id))
-        first = args.process_index * len(rows)
-        if mode == "eval":
-            self.evaluated += 1
-        numbers = uniforms(
-            args.seed, self.rollouts if mode == "train" else -self.evaluated, range(first, first + len(rows)),
-            args.max_completion_length,
-        )  # fmt: skip
-        noted: list[Tensor] = []
-        if self.vllm is not None:
-            seed = hash((args.seed, self.rollouts, self.evaluated, args.process_index)) % 2**31
-            drawn = Drawn(self.vllm.draw(prompt_rows, seed), None, None)
-        else:
-            drawn, noted = self._draw(prompt_ids, prompt_mask, numbers)
-        completion_ids, completion_mask = (t.to(device) for t in pad_right(drawn.ids, self.tokenizer.pad_token_id))
-        clock = self._lap(mode, "time/rollout", clock)
-
-        # Scores
-        texts = self.tokenizer.batch_decode(drawn.ids, skip_special_tokens=True)
-        completions = [as_turn(p, text) for p, text in zip(prompts, texts, strict=True)]
-        columns = {k: [row[k] for row in rows] for k in rows[0] if k != "prompt"}
-        by_reward = torch.tensor(
-            [reward(prompts, completions, completion_ids=drawn.ids, **columns) for reward in self.rewards],
-            device=device,
-        )
-        unscored = int(by_reward.isnan().all(0).sum())
-        if unscored:
-            raise ValueError(f"{unscored} of {len(rows)} completions got no score from any reward: return a number")
-        weights = torch.tensor(self.reward_weights, device=device)
-        raw = (by_reward * weights[:, None]).nansum(0)
-        stopped = torch.tensor([ids[-1] in self.ends for ids in drawn.ids], device=device)
-        scores = self._shape_scores(raw, stopped, mode)
-        clock = self._lap(mode, "time/scoring", clock)
-
-        # Log-probabilities and values
-        ids, attended = torch.cat([prompt_ids, completion_ids], 1), torch.cat([prompt_mask, completion_mask], 1)
-        old, entropies, values, ref = self._logprobs_and_values(ids, attended, completion_mask, drawn, noted)
-        clock = self._lap(mode, "time/evaluating", clock)
-
-        mask = completion_mask.float()
-        kl = objective.kl_per_token(old, ref, args.kl_estimator)
-        rewards = objective.token_rewards(scores, kl, mask, self.kl.coef)
-        advantages = objective.generalized_advantages(rewards, values, mask, args.gamma, args.lam)
-        returns = advantages + values * mask
-        if args.whiten_advantages:
-            total = self.accelerator.reduce(objective.moments(advantages, mask), "sum")
-            advantages = objective.whiten(advantages, mask, total)
-        rollout = Rollout(
-            prompt_ids, prompt_mask, completion_ids, completion_mask, old, values, advantages, returns,
-        )  # fmt: skip
-
-        spread = self._std(returns, mask)
-        kl_sum = self._mean(((old - ref) * mask).sum(1))
-        for number, reward in enumerate(self.rewards):
-            scored = by_reward[number][~by_reward[number].isnan()]  # a function may leave rows to another
-            self._log(mode, f"rewards/{reward.name}", self._mean(scored))
-        metrics = {
-            "objective/scores": self._mean(raw),
-            "objective/scores_std": self._std(raw, torch.ones_like(raw)),
-            "objective/kl": kl_sum,
-            "objective/kl_coef": self.kl.coef,
-            "objective/entropy": self._mean((entropies * mask).sum(1) / mask.sum(1)),
-            "objective/rlhf_reward": self._mean(rewards.sum(1)),
-            "value/explained_variance": (
-                1 - (self._std(returns - values, mask) / spread) ** 2 if spread else float("nan")
-            ),
-            "completions/mean_length": self._mean(mask.sum(1)),
-            "completions/stopped": self._mean(stopped.float()),
-        }
-        for name, value in metrics.items():
-            self._log(mode, name, value)
-        texts = self.tokenizer.batch_decode(drawn.ids[: args.num_logged_completions])
-        self.drawn = [
-            {
-                "prompt": prompts[row], "completion": text, "score": round(float(raw[row]), 4),
-                **{f"rewards/{r.name}": float(by_reward[number, row]) for number, r in enumerate(self.rewards)},
-                "kl": round(float(((old - ref) * mask)[row].sum()), 4),
-            }
-            for row, text in enumerate(texts)
-        ]  # fmt: skip
-        if mode == "train":
-            self.kl.update(kl_sum, len(rows) * args.world_size)
-            self.health.look(self.state.global_step, metrics, self.model)
-        return rollout
-
-    def _draw(self, prompt_ids: Tensor, prompt_mask: Tensor, numbers: Tensor) -> tuple[Drawn, list[Tensor]]:
-        """The completions, and with a head on the policy's trunk the values before each of their tokens."""
-        noting = self.args.value_mode == "head"
-        with self.model.noted_values() if noting else nullcontext([]) as noted:
-            drawn = generate_ids(
-                self.model.policy, self.tokenizer, prompt_ids, prompt_mask, temperature=self.args.temperature,
-                max_new_tokens=self.args.max_completion_length, uniforms=numbers,
-            )  # fmt: skip
-        return drawn, noted
-
-    def _shape_scores(self, raw: Tensor, stopped: Tensor, mode: str) -> Tensor:
-        """Normalised by what was seen so far, cut, and lowered where EOS is missing: (B,)."""
-        args, scores = self.args, raw.double()
-        if args.reward_normalization:
-            if mode == "train":
-                ones = torch.ones_like(scores)
-                self.score_moments.update(*self.accelerator.reduce(objective.moments(scores, ones), "sum").tolist())
-            scores = (scores - self.score_moments.mean) / self.score_moments.std
-        if args.reward_clip is not None:
-            scores = scores.clamp(-args.reward_clip, args.reward_clip)
-        if args.missing_eos_penalty is not None:
-            scores = scores - args.missing_eos_penalty * (~stopped).double()
-        return scores.float()
-
-    def _logprobs_and_values(
-        self, ids: Tensor, attended: Tensor, completion_mask: Tensor, drawn: Drawn, noted: list[Tensor]
-    ) -> list[Tensor]:
-        """Log-probabilities, entropies and values of the policy, log-probabilities of the reference: each (B, C).
-
-        The policy's are those that the tokens were drawn by. Under autocast, or after vLLM, they are computed again:
-        a rollout then computes in another precision than the update, and the first ratio must be 1.
-        """
-        width, model = completion_mask.shape[1], self.model
-        parts: list[tuple[Tensor, ...]] = []
-        for rows in torch.split(torch.arange(len(ids)), self.args.per_device_train_batch_size):
-            batch = ids[rows], attended[rows], completion_mask[rows]
-            # The roles are called past accelerate's wrapper: without this they would compute in another precision.
-            with self.accelerator.autocast():
-                if drawn.logprobs is None or drawn.entropies is None or self.args.bf16 or self.args.fp16:
-                    policy = model(*batch)
-                else:
-                    values = torch.stack(noted[:width], 1)[rows] if noted else model.values(*batch)
-                    policy = drawn.logprobs[rows], drawn.entropies[rows], values
-                parts.append((*policy, model.reference_logprobs(*batch)))
-        return [torch.cat(part).float() * completion_mask for part in zip(*parts, strict=True)]
 
     # Update
 
@@ -449,12 +295,12 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             mode = "train" if self.model.training else "eval"
             log_ratio = (logprobs - inputs["old_logprobs"]) * mask
             approx_kl = torch.expm1(log_ratio) - log_ratio
-            a_token = (policy.loss, value.loss, approx_kl, policy.clipped, policy.ratio * mask, value.clipped, mask)
-            self.sums[mode] += torch.stack([t.sum() for t in a_token]).double()
+            a_token = (policy.loss, value.loss, approx_kl, policy.clipped, policy.ratio * mask, value.clipped)
+            self.metrics.add_tokens(mode, a_token, mask)
             if mode == "train" and args.kl_stop is not None:
                 total, tokens = self.accelerator.reduce(torch.stack([approx_kl.sum(), mask.sum()]), "sum").tolist()
                 self.abandoned = self.abandoned or total / tokens > args.kl_stop
-        ended = self._lap(mode, "time/forward", begun)
+        ended = self.metrics.lap(mode, "time/forward", begun)
         if mode == "train":
             self.accounted += ended - begun
         return (loss, {}) if return_outputs else loss
@@ -470,13 +316,13 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
                 if not self.model.is_critic(name):
                     parameter.grad = None
         self._step += 1
-        self._lap("train", "time/backward", clock + self.accounted)
+        self.metrics.lap("train", "time/backward", clock + self.accounted)
         self.accounted = 0.0
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' `evaluate`, each time with the same draws."""
-        self.evaluated = 0
+        self.collector.evaluated = 0
         return super().evaluate(*args, **kwargs)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
@@ -504,37 +350,9 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
     # Logging
 
-    def _log(self, mode: str, name: str, value: float) -> None:
-        self._metrics[mode][name].append(value)
-
-    def _lap(self, mode: str, name: str, since: float) -> float:
-        now = time.perf_counter()
-        self._log(mode, name, now - since)
-        return now
-
-    def _mean(self, values: Tensor) -> float:
-        """Mean over all processes of values (B,)."""
-        pair = torch.stack([values.double().sum(), torch.tensor(float(len(values)), device=values.device).double()])
-        total, count = self.accelerator.reduce(pair, "sum").tolist()
-        return total / count if count else float("nan")
-
-    def _std(self, values: Tensor, mask: Tensor) -> float:
-        """Standard deviation over all processes of the values where `mask` is 1."""
-        count, first, second = self.accelerator.reduce(objective.moments(values, mask), "sum").tolist()
-        return float(max(0.0, second / count - (first / count) ** 2) ** 0.5)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        prefix = "eval_" if mode == "eval" else ""
-        for name, values in self._metrics[mode].items():
-            known = [v for v in values if v == v]
-            if known:  # seconds add up, to those since the last log
-                logs[prefix + name] = sum(known) / (1 if name.startswith("time/") else len(known))
-        self._metrics[mode].clear()
-        *totals, tokens = self.accelerator.reduce(self.sums[mode], "sum").tolist()
-        if tokens:
-            logs |= {prefix + name: total / tokens for name, total in zip(TOKEN_METRICS, totals, strict=True)}
-        self.sums[mode] = torch.zeros_like(self.sums[mode])
+        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
+        logs |= {prefix + name: value for name, value in self.metrics.take(mode).items()}
         super().log(logs, start_time)
 
     # Checkpoints

@@ -1,0 +1,12 @@
+"""A recipe of ours without one of our replacements, for `train.py --gains`: `upstream.py head|lora RECIPE OPTIONS`."""
+
+import runpy
+import sys
+
+import posttrain.policy
+from posttrain.launch import recipe_path
+
+part, recipe = sys.argv[1:3]
+del sys.argv[1:3]
+setattr(posttrain.policy, {"head": "use_dense_lm_head", "lora": "use_accumulated_lora"}[part], lambda: None)
+runpy.run_path(str(recipe_path(recipe)), run_name="__main__")

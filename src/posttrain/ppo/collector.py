@@ -1,0 +1,203 @@
+"""One rollout: draw completions, score them, weigh them.
+
+draw        completions of the policy as it is now
+score       by every reward, summed, normalised, cut
+evaluate    log-probabilities of policy and reference, values of the critic
+weigh       KL and scores as a reward a token; advantages and returns
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..generation import Drawn, end_tokens, generate_ids
+from ..sampling import as_turn
+from ..tokens import render
+from . import objective
+from .actor_critic import ActorCritic
+from .config import PPOConfig
+from .metrics import Metrics
+from .objective import KLController, RunningMoments
+from .rollout import Rollout, pad_left, pad_right, uniforms
+from .vllm import VLLMSampler
+
+
+class Collector:
+    """Makes the rollouts of `PPOTrainer`, and holds what changes from one to the next.
+
+    Args:
+        model: the roles.
+        rewards: what `rewards.as_reward` made.
+        metrics: where it writes what it saw.
+    """
+
+    def __init__(
+        self, model: ActorCritic, rewards: Sequence[Any], args: PPOConfig, tokenizer: Any, accelerator: Any,
+        metrics: Metrics,
+    ) -> None:  # fmt: skip
+        self.model, self.rewards, self.args, self.tokenizer = model, rewards, args, tokenizer
+        self.accelerator, self.metrics = accelerator, metrics
+        self.ends = end_tokens(model.policy, tokenizer)
+        self.weights = torch.tensor(args.reward_weights or [1.0] * len(rewards), device=accelerator.device)
+        self.kl = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
+        self.score_moments = RunningMoments()
+        self.rollouts = 0  # made so far, for training
+        self.evaluated = 0  # batches of evaluation prompts, in this evaluation
+        self.drawn: list[dict[str, Any]] = []  # a few completions of the last rollout, for people to read
+        self.vllm = VLLMSampler(model, accelerator, tokenizer, self.ends, args) if args.use_vllm else None
+
+    @torch.no_grad()
+    def collect(self, rows: Sequence[dict[str, Any]], mode: str) -> tuple[Rollout, dict[str, float]]:
+        """A completion of each row's prompt, with all that an update needs; and what the rollout was like.
+
+        `mode` is `train` or `eval`; an evaluation moves no controller and no average.
+        """
+        device, metrics = self.accelerator.device, self.metrics
+        clock = time.perf_counter()
+        prompts = [row["prompt"] for row in rows]
+        prompt_rows = [render(p, self.tokenizer, add_generation_prompt=not isinstance(p, str)) for p in prompts]
+        prompt_ids, prompt_mask = (t.to(device) for t in pad_left(prompt_rows, self.tokenizer.pad_token_id))
+        drawn, noted = self._draw(prompt_rows, prompt_ids, prompt_mask, mode)
+        completion_ids, completion_mask = (t.to(device) for t in pad_right(drawn.ids, self.tokenizer.pad_token_id))
+        clock = metrics.lap(mode, "time/rollout", clock)
+
+        by_reward = self._score(rows, drawn.ids)
+        raw = (by_reward * self.weights[:, None]).nansum(0)
+        stopped = torch.tensor([ids[-1] in self.ends for ids in drawn.ids], device=device)
+        scores = self.shape_scores(raw, stopped, mode)
+        clock = metrics.lap(mode, "time/scoring", clock)
+
+        ids, attended = torch.cat([prompt_ids, completion_ids], 1), torch.cat([prompt_mask, completion_mask], 1)
+        old, entropies, values, ref = self.logprobs_and_values(ids, attended, completion_mask, drawn, noted)
+        metrics.lap(mode, "time/evaluating", clock)
+
+        mask = completion_mask.float()
+        kl = objective.kl_per_token(old, ref, self.args.kl_estimator)
+        rewards = objective.token_rewards(scores, kl, mask, self.kl.coef)
+        advantages = objective.generalized_advantages(rewards, values, mask, self.args.gamma, self.args.lam)
+        returns = advantages + values * mask
+        if self.args.whiten_advantages:
+            total = self.accelerator.reduce(objective.moments(advantages, mask), "sum")
+            advantages = objective.whiten(advantages, mask, total)
+        rollout = Rollout(
+            prompt_ids, prompt_mask, completion_ids, completion_mask, old, values, advantages, returns,
+        )  # fmt: skip
+
+        spread = metrics.std(returns, mask)
+        kl_sum = metrics.mean(((old - ref) * mask).sum(1))
+        seen = {
+            "objective/scores": metrics.mean(raw),
+            "objective/scores_std": metrics.std(raw, torch.ones_like(raw)),
+            "objective/kl": kl_sum,
+            "objective/kl_coef": self.kl.coef,
+            "objective/entropy": metrics.mean((entropies * mask).sum(1) / mask.sum(1)),
+            "objective/rlhf_reward": metrics.mean(rewards.sum(1)),
+            "value/explained_variance": 1 - (metrics.std(returns - values, mask) / spread) ** 2
+            if spread
+            else float("nan"),
+            "completions/mean_length": metrics.mean(mask.sum(1)),
+            "completions/stopped": metrics.mean(stopped.float()),
+        }
+        for reward, given in zip(self.rewards, by_reward, strict=True):
+            # A function may leave rows to another.
+            metrics.add(mode, f"rewards/{reward.name}", metrics.mean(given[~given.isnan()]))
+        for name, value in seen.items():
+            metrics.add(mode, name, value)
+        self._keep_some(prompts, drawn.ids, raw, by_reward, ((old - ref) * mask).sum(1))
+        if mode == "train":
+            self.kl.update(kl_sum, len(rows) * self.args.world_size)
+            self.rollouts += 1
+        return rollout, seen
+
+    def _draw(
+        self, prompts: Sequence[list[int]], prompt_ids: Tensor, prompt_mask: Tensor, mode: str
+    ) -> tuple[Drawn, list[Tensor]]:
+        """The completions, and with a head on the policy's trunk the values before each of their tokens."""
+        args = self.args
+        if mode == "eval":
+            self.evaluated += 1
+        if self.vllm is not None:
+            seed = hash((args.seed, self.rollouts, self.evaluated, args.process_index)) % 2**31
+            return Drawn(self.vllm.draw(prompts, seed), None, None), []
+        first = args.process_index * len(prompts)
+        numbers = uniforms(
+            args.seed, self.rollouts if mode == "train" else -self.evaluated, range(first, first + len(prompts)),
+            args.max_completion_length,
+        )  # fmt: skip
+        noting: AbstractContextManager[list[Tensor]] = (
+            self.model.noted_values() if args.value_mode == "head" else nullcontext([])
+        )
+        with noting as noted:
+            drawn = generate_ids(
+                self.model.policy, self.tokenizer, prompt_ids, prompt_mask, temperature=args.temperature,
+                max_new_tokens=args.max_completion_length, uniforms=numbers,
+            )  # fmt: skip
+        return drawn, noted
+
+    def _score(self, rows: Sequence[dict[str, Any]], completion_ids: Sequence[list[int]]) -> Tensor:
+        """Each reward's score of each completion (R, B); NaN where a function has no opinion."""
+        prompts = [row["prompt"] for row in rows]
+        texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        completions = [as_turn(p, text) for p, text in zip(prompts, texts, strict=True)]
+        columns = {k: [row[k] for row in rows] for k in rows[0] if k != "prompt"}
+        scores = torch.tensor(
+            [reward(prompts, completions, completion_ids=completion_ids, **columns) for reward in self.rewards],
+            device=self.accelerator.device,
+        )
+        unscored = int(scores.isnan().all(0).sum())
+        if unscored:
+            raise ValueError(f"{unscored} of {len(rows)} completions got no score from any reward: return a number")
+        return scores
+
+    def shape_scores(self, raw: Tensor, stopped: Tensor, mode: str) -> Tensor:
+        """Normalised by what was seen so far, cut, and lowered where EOS is missing: (B,)."""
+        args, scores = self.args, raw.double()
+        if args.reward_normalization:
+            if mode == "train":
+                ones = torch.ones_like(scores)
+                self.score_moments.update(*self.accelerator.reduce(objective.moments(scores, ones), "sum").tolist())
+            scores = (scores - self.score_moments.mean) / self.score_moments.std
+        if args.reward_clip is not None:
+            scores = scores.clamp(-args.reward_clip, args.reward_clip)
+        if args.missing_eos_penalty is not None:
+            scores = scores - args.missing_eos_penalty * (~stopped).double()
+        return scores.float()
+
+    def logprobs_and_values(
+        self, ids: Tensor, attended: Tensor, completion_mask: Tensor, drawn: Drawn, noted: list[Tensor]
+    ) -> list[Tensor]:
+        """Log-probabilities, entropies and values of the policy, log-probabilities of the reference: each (B, C).
+
+        The policy's are those that the tokens were drawn by. Under autocast, or after vLLM, they are computed again:
+        a rollout then computes in another precision than the update, and the first ratio must be 1.
+        """
+        width, model = completion_mask.shape[1], self.model
+        parts: list[tuple[Tensor, ...]] = []
+        for rows in torch.split(torch.arange(len(ids)), self.args.per_device_train_batch_size):
+            batch = ids[rows], attended[rows], completion_mask[rows]
+            # The roles are called past accelerate's wrapper: without this they would compute in another precision.
+            with self.accelerator.autocast():
+                if drawn.logprobs is None or drawn.entropies is None or self.args.bf16 or self.args.fp16:
+                    policy = model(*batch)
+                else:
+                    values = torch.stack(noted[:width], 1)[rows] if noted else model.values(*batch)
+                    policy = drawn.logprobs[rows], drawn.entropies[rows], values
+                parts.append((*policy, model.reference_logprobs(*batch)))
+        return [torch.cat(part).float() * completion_mask for part in zip(*parts, strict=True)]
+
+    def _keep_some(
+        self, prompts: Sequence[Any], completion_ids: Sequence[list[int]], raw: Tensor, by_reward: Tensor, kl: Tensor
+    ) -> None:
+        texts = self.tokenizer.batch_decode(completion_ids[: self.args.num_logged_completions])
+        self.drawn = [
+            {
+                "prompt": prompts[row], "completion": text, "score": round(float(raw[row]), 4),
+                **{f"rewards/{r.name}": float(given[row]) for r, given in zip(self.rewards, by_reward, strict=True)},
+                "kl": round(float(kl[row]), 4),
+            }
+            for row, text in enumerate(texts)
+        ]  # fmt: skip
