@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from posttrain.config import DataSettings
 from posttrain.data import FORMATS, fingerprint, load_rows
 from posttrain.errors import DataError
+from posttrain.settings import DataSettings
 
 USER = {"role": "user", "content": "hi"}
 ASSISTANT = {"role": "assistant", "content": "hello"}

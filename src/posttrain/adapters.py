@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import Lineage, read_lineage, resolve_parent, verify
-from .config import AdapterSettings, ModelSettings
 from .errors import ArtifactError, ConfigError
 from .models import load_base
+from .settings import AdapterSettings, ModelSettings
 
 ADAPTER = "adapter"  # the folder of a run's adapter
 MODEL = "model"  # the folder of a run's full weights, when adapter.method is none

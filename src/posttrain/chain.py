@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import Lineage, is_complete, read_lineage, verify, write_atomically
-from .config import RECIPES, StageConfig, build, read_yaml
+from .config import StageConfig, build, read_yaml
 from .errors import EXIT_USER_ERROR, ArtifactError, ConfigError, LaunchError
 from .evaluation import in_percent
 from .identity import stage_key
 from .launch import accelerate_config, build_command, die_with_parent, environment
+from .settings import RECIPES
 
 _KEYS = {"name", "stages", "launch", "output_dir"}
 _STAGE_KEYS = {"recipe", "config", "inputs", "overrides"}

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import DataSettings
 from .errors import DataError
 from .files import BrokenRow, list_files, parse_sources, read_rows
+from .settings import DataSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset

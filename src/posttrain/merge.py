@@ -10,10 +10,10 @@ from typing import Any
 
 from .adapters import load_policy
 from .artifacts import verify
-from .config import ModelSettings
 from .errors import ArtifactError, GateError
 from .gates import dtype_of, probe_logprobs, same_outputs
 from .models import load_tokenizer
+from .settings import ModelSettings
 
 
 def merge(run_dir: Path, output: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import Lineage, check_safetensors, fingerprint_base, sha256_text
-from .config import ModelSettings, digest
+from .config import digest
 from .errors import ArtifactError, ConfigError
+from .settings import ModelSettings
 
 HEADS = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
 

@@ -5,7 +5,6 @@ from typing import Any
 from . import gates
 from .adapters import fold_for_generation, start_model
 from .artifacts import ANSWERS
-from .config import EvaluationSettings, ModelSettings
 from .data import Rows
 from .evaluation import Answer, answer, change, comparable, exact_match, generate, read_answers, write_answers
 from .gates import Gate
@@ -14,6 +13,7 @@ from .logs import say
 from .lora import use_accumulated_lora
 from .models import check_tokenizer, describe_base
 from .precision import without_autocast
+from .settings import EvaluationSettings, ModelSettings
 from .stage import Stage, trained_model
 from .tokens import Lengths, render
 

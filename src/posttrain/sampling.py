@@ -10,13 +10,13 @@ from typing import Any
 
 from .adapters import fold_for_generation, load_policy
 from .artifacts import verify, write_atomically
-from .config import DataSettings, EvaluationSettings, ModelSettings, SampleSettings
 from .data import Row, Rows, load_rows
 from .errors import ConfigError, DataError, GateError
 from .evaluation import Completion, answer, exact_match, generate, in_percent, write_answers
 from .gates import dtype_of, same_outputs
 from .logs import say
 from .models import check_base, check_tokenizer, load_base, load_tokenizer
+from .settings import DataSettings, EvaluationSettings, ModelSettings, SampleSettings
 from .stage import Stage
 from .tokens import render
 from .verifiers import find_verifier

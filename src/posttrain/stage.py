@@ -33,7 +33,7 @@ from .artifacts import (
     write_atomically,
     write_lineage,
 )  # fmt: skip
-from .config import DataSettings, StageConfig, parse_args, trainer_class
+from .config import StageConfig, parse_args, trainer_class
 from .data import Rows, load_hub, load_rows
 from .errors import ArtifactError, ConfigError, DataError, LaunchError
 from .gates import Gate
@@ -41,6 +41,7 @@ from .identity import stage_key
 from .logs import COMPLETIONS, METRICS, completions_writer, metrics_writer, say
 from .models import template_sha256, tokenizer_sha256
 from .precision import decide, take_off_autocast
+from .settings import DataSettings
 from .zero import load_whole, make_whole
 
 MARKER = "stage.json"  # written when a run directory is taken: whose it is

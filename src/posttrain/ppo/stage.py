@@ -7,13 +7,13 @@ from typing import Any
 from .. import gates
 from ..adapters import ADAPTER, load_policy
 from ..artifacts import Lineage
-from ..config import PPOSettings
 from ..data import Rows
 from ..errors import ArtifactError, ConfigError
 from ..evaluation import text_of
 from ..gates import Gate
 from ..logs import say
 from ..reward import score
+from ..settings import PPOSettings
 from ..stage import Stage
 from ..verifiers import find_verifier
 

@@ -1,0 +1,206 @@
+"""What a recipe can be told: the settings that TRL's classes lack, and which recipe takes which.
+
+Left out: TRL's `ModelConfig`, whose `lora_*` and `use_peft` fields would be a second place for what `adapter` says.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which base model, and how it is held in memory."""
+
+    model_name_or_path: str = ""
+    model_revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: str | None = None
+    load_in_4bit: bool = False  # QLoRA: NF4 weights through bitsandbytes (Dettmers et al., 2023)
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the rows come from. A file is .json, .jsonl (.gz), .csv or .parquet, or a folder of them.
+
+    `train_file` may be a list of `{path, weight}`: weights are the expected shares of rows drawn from each file.
+    """
+
+    train_file: Any = None
+    validation_file: Any = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    dataset_train_split: str = "train"
+    dataset_test_split: str | None = None
+    data_format: Literal[
+        "auto", "text", "messages", "prompt_completion", "prompt", "preference", "unpaired", "alpaca", "sharegpt"
+    ] = "auto"
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    max_train_rows: int | None = field(default=None, metadata={"min": 1})
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Exact match on held-out prompt-completion rows, greedy and sampled at temperature 1."""
+
+    test_file: Any = None
+    test_rows: int | None = field(default=None, metadata={"min": 1})
+    test_samples: int = field(default=4, metadata={"min": 0})
+    max_new_tokens: int = field(default=64, metadata={"min": 1})
+    generation_batch_size: int = field(default=64, metadata={"min": 1})
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Drawing completions from a policy and ranking them into preference pairs."""
+
+    output_dir: str = ""
+    num_samples: int = field(default=8, metadata={"min": 2})
+    temperature: float = field(default=1.0, metadata={"above": 0})
+    top_p: float = field(default=1.0, metadata={"above": 0, "max": 1})
+    verifier: str | None = None  # exact_match | regex:PATTERN | module:function; none when a reward model scores
+    pairs_per_prompt: int = field(default=1, metadata={"min": 1})
+    validation_share: float = field(default=0.1, metadata={"min": 0, "max": 0.5})
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """What PPO's rewards are, beside the reward model of `inputs.reward`."""
+
+    verifier: str | None = None  # exact_match | regex:PATTERN | module:function
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """Group `adapter`. `start` says how a stage takes over its input's adapter (see adapters.py)."""
+
+    method: Literal["lora", "rslora", "dora", "none"] = "lora"
+    r: int = field(default=16, metadata={"min": 1})
+    alpha: float = field(default=32, metadata={"above": 0})
+    dropout: float = field(default=0.0, metadata={"min": 0, "max": 0.99})
+    target_modules: Any = "all-linear"
+    modules_to_save: list[str] | None = None
+    start: Literal["continue", "merge"] = "continue"
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """Group `gates`: what a stage must prove before the next one may build on it."""
+
+    stops: float | None = field(default=None, metadata={"min": 0, "max": 1})  # share of completions that end by EOS
+    reward_accuracy: float | None = field(default=None, metadata={"min": 0, "max": 1})  # floor, on validation pairs
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one recipe accepts: TRL's class, our flat parts, the groups, the inputs, and the defaults that differ."""
+
+    parts: tuple[type, ...]
+    groups: Mapping[str, type]
+    inputs: tuple[str, ...]
+    trainer: tuple[str, str] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Where we leave TRL's defaults. `bf16` is decided by the hardware when nobody says (`precision.py`), since TRL's
+# unconditional True is an error on a CPU; the rest makes a run quiet, resumable and comparable.
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    "bf16": None,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 5,
+    "save_strategy": "steps",
+    "save_steps": 50,
+    "save_total_limit": 2,
+    "logging_nan_inf_filter": False,
+    "seed": 42,
+}
+
+_TRAINED = {"adapter": AdapterSettings, "gates": GateSettings}
+
+RECIPES: dict[str, Recipe] = {
+    "sft": Recipe(
+        parts=(ModelSettings, DataSettings, EvaluationSettings),
+        groups=_TRAINED,
+        inputs=("policy", "data"),
+        trainer=("trl.trainer.sft_config", "SFTConfig"),
+        defaults={**_TRAINER_DEFAULTS, "learning_rate": 2e-4},
+    ),
+    "reward": Recipe(
+        parts=(ModelSettings, DataSettings),
+        groups=_TRAINED,
+        inputs=("policy", "data"),
+        trainer=("trl.trainer.reward_config", "RewardConfig"),
+        defaults={**_TRAINER_DEFAULTS, "learning_rate": 1e-4},
+    ),
+    "dpo": Recipe(
+        parts=(ModelSettings, DataSettings, EvaluationSettings),
+        groups=_TRAINED,
+        inputs=("policy", "data"),
+        trainer=("trl.trainer.dpo_config", "DPOConfig"),
+        defaults={**_TRAINER_DEFAULTS, "learning_rate": 5e-5},
+    ),
+    "ppo": Recipe(
+        parts=(ModelSettings, DataSettings, EvaluationSettings, PPOSettings),
+        groups=_TRAINED,
+        inputs=("policy", "reward"),
+        trainer=("posttrain.ppo.config", "PPOConfig"),
+        defaults={**_TRAINER_DEFAULTS, "learning_rate": 1e-5},
+    ),
+    "sample": Recipe(
+        parts=(ModelSettings, DataSettings, EvaluationSettings, SampleSettings),
+        groups={},
+        inputs=("policy", "reward"),
+    ),
+    "evaluate": Recipe(
+        parts=(ModelSettings, EvaluationSettings, SampleSettings),
+        groups={},
+        inputs=("policy",),
+    ),
+}
+
+# TRL and transformers check little of a value's range, and late. These are the ones whose mistakes cost a run.
+TRAINER_RANGES: dict[str, dict[str, float]] = {
+    "learning_rate": {"above": 0},
+    "per_device_train_batch_size": {"min": 1},
+    "per_device_eval_batch_size": {"min": 1},
+    "gradient_accumulation_steps": {"min": 1},
+    "num_train_epochs": {"above": 0},
+    "max_length": {"min": 2},
+    "logging_steps": {"above": 0},
+    "save_steps": {"above": 0},
+    "beta": {"min": 0},
+    "max_grad_norm": {"min": 0},
+    "weight_decay": {"min": 0},
+    "seed": {"min": 0},
+    "num_mini_batches": {"min": 1},
+    "num_ppo_epochs": {"min": 1},
+    "max_completion_length": {"min": 1},
+    "temperature": {"above": 0},
+    "reward_clip": {"above": 0},
+    "missing_eos_penalty": {"min": 0},
+    "kl_coef": {"min": 0},
+    "kl_target": {"above": 0},
+    "kl_horizon": {"min": 1},
+    "kl_stop": {"above": 0},
+    "gamma": {"min": 0, "max": 1},
+    "lam": {"min": 0, "max": 1},
+    "clip_range": {"above": 0},
+    "clip_range_high": {"above": 0},
+    "dual_clip": {"min": 1},
+    "vf_coef": {"min": 0},
+    "value_clip": {"above": 0},
+    "critic_learning_rate": {"above": 0},
+    "critic_warmup_steps": {"min": 0},
+}
+
+# Keys that change where or how often a run reports, never what it computes: no part of a stage's identity.
+UNKEYED = {
+    "output_dir", "overwrite", "logging_steps", "logging_first_step", "logging_dir", "report_to", "run_name",
+    "disable_tqdm", "save_steps", "save_strategy", "save_total_limit", "log_level", "generation_batch_size",
+    "dataset_num_proc", "dataloader_num_workers",
+}  # fmt: skip
