@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.posttrain-core
 DEV := $(VENV)/.posttrain-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
-.PHONY: setup extensions demo test lint format clean
+.PHONY: setup extensions demo test test-slow lint format clean
 .DEFAULT_GOAL := demo
 
 setup: $(CORE) $(DEV)
@@ -38,7 +39,11 @@ demo: $(CORE)
 	@$(BIN)/posttrain demo
 
 test: setup
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	@$(PYTEST) -m 'not slow'
+
+# Whole runs that are killed, resumed, or shared by two processes.
+test-slow: setup
+	@$(PYTEST) -m slow
 
 lint: setup
 	@$(BIN)/ruff format --check .

@@ -12,6 +12,8 @@ from posttrain.launch import environment
 from posttrain.lm_head import use_dense_lm_head
 from zero_runs import RUNS, start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def one(tiny, adapter, reward_adapter, tmp_path_factory):

@@ -8,8 +8,12 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from conftest import actions, edit
 from posttrain.chain import read_chain, run
+
+pytestmark = pytest.mark.slow
 
 
 def test_kill_9_in_every_stage_and_the_same_command_again(chain, tmp_path):

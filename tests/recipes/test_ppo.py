@@ -12,6 +12,9 @@ import pytest
 from conftest import ROOT, WORDS, run_recipe, write_jsonl
 from posttrain.launch import build_command, environment
 
+pytestmark = pytest.mark.slow
+
+
 SMALL = [
     "--per_device_train_batch_size", "4", "--gradient_checkpointing", "false", "--adapter.r", "4", "--adapter.alpha",
     "8", "--gates.stops", "0", "--logging_steps", "1", "--max_new_tokens", "4",

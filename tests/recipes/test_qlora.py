@@ -8,6 +8,9 @@ from conftest import WORDS, make_tiny_model, run_recipe, write_jsonl
 
 pytest.importorskip("bitsandbytes", reason="LOUD: bitsandbytes is not installed, QLoRA is not tested")
 
+pytestmark = pytest.mark.slow
+
+
 SMALL = [
     "--per_device_train_batch_size", "4", "--learning_rate", "0.01", "--gradient_checkpointing", "false",
     "--adapter.r", "4", "--adapter.alpha", "8", "--gates.stops", "0", "--load_in_4bit", "true",
