@@ -1,4 +1,4 @@
-"""A recipe of ours without one of our replacements, for `train.py --gains`: `upstream.py head|lora RECIPE OPTIONS`."""
+"""A recipe without one of our replacements, for `train.py --gains`: `upstream.py head|lora sft|dpo|reward OPTIONS`."""
 
 import runpy
 import sys

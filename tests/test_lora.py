@@ -79,6 +79,52 @@ def test_gradients_equal_finite_differences():
     assert torch.autograd.gradcheck(lambda x, a, b: lora.LowRankLinear.apply(x, weight, bias, a, b, 1.5), (x, a, b))
 
 
+@pytest.mark.parametrize("shape", [(0, 12), (2, 0, 12), (12,)])
+def test_any_number_of_rows(shape, calls):
+    model, x = layers(), torch.randn(shape)
+    torch.testing.assert_close(run(model, x), with_peft(model, x))
+    assert len(calls) == 2
+
+
+def test_the_output_may_be_changed_in_place():
+    """As OLMo does with its queries, and an in-place activation."""
+    model = get_peft_model(nn.Sequential(nn.Linear(12, 20)), LoraConfig(target_modules=["0"], init_lora_weights=False))
+    x = torch.randn(3, 12)
+    model(x).clamp_(-0.5, 0.5).sum().backward()
+    got = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model(x).clamp(-0.5, 0.5).sum().backward()
+    assert got and all(torch.equal(p.grad, got[n]) for n, p in model.named_parameters() if p.grad is not None)
+
+
+def test_only_what_is_trained_has_a_gradient(calls):
+    model, x = layers(), torch.randn(3, 12)
+    adapted(model)[0].lora_A["default"].requires_grad_(False)
+    model(x).sum().backward()
+    assert adapted(model)[0].lora_A["default"].weight.grad is None
+    assert adapted(model)[0].lora_B["default"].weight.grad.abs().sum() > 0
+    with torch.inference_mode():
+        model(x)
+    assert len(calls) == 4
+
+
+def test_offloaded_weights_go_to_peft(calls):
+    from accelerate import cpu_offload
+
+    model, x = layers(), torch.randn(3, 12)
+    expected = model(x).detach()
+    calls.clear()
+    cpu_offload(model, torch.device("cpu"))
+    torch.testing.assert_close(model(x).detach(), expected)
+    assert not calls
+
+
+def test_rows_with_adapters_of_their_own_go_to_peft(calls):
+    model, x = layers(), torch.randn(2, 12)
+    model.eval()(x, adapter_names=["default", "__base__"])
+    assert not calls
+
+
 def test_a_strided_input_is_computed_as_it_is(calls):
     model, x = layers(), torch.randn(12, 3, 2).transpose(0, 2)
     torch.testing.assert_close(run(model, x), with_peft(model, x))
@@ -95,10 +141,24 @@ def test_a_strided_input_is_computed_as_it_is(calls):
         ({}, lambda m: [layer.base_layer.requires_grad_() for layer in adapted(m)]),
         ({}, lambda m: [layer.lora_A["default"].register_forward_hook(lambda *a: None) for layer in adapted(m)]),
         ({}, lambda m: [layer.base_layer.register_forward_pre_hook(lambda *a: None) for layer in adapted(m)]),
+        ({}, lambda m: [layer.lora_B["default"].register_full_backward_hook(lambda *a: None) for layer in adapted(m)]),
+        ({}, lambda m: [layer.scaling.update(default=torch.tensor(1.5)) for layer in adapted(m)]),
         ({}, lambda m: m.base_model.disable_adapter_layers()),
         ({}, lambda m: m.merge_adapter()),
     ],
-    ids=["dropout", "dora", "bias", "bf16", "trained base", "hook", "pre-hook", "no adapter", "merged"],
+    ids=[
+        "dropout",
+        "dora",
+        "bias",
+        "bf16",
+        "trained base",
+        "hook",
+        "pre-hook",
+        "backward hook",
+        "learned scaling",
+        "no adapter",
+        "merged",
+    ],
 )
 def test_what_is_not_plain_goes_to_peft(options, prepare, calls):
     model = layers(**options)

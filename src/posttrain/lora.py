@@ -3,7 +3,8 @@
 PEFT computes `W x`, then `B (A x)`, then scales that, then adds the two; the last three are each a pass over an output
 that has left the cache. Here `B (A x)` is accumulated, scaled, into `W x` by one matrix product, forwards and
 backwards. Adapters, names and files stay PEFT's, and whatever is not the plain case (dropout, DoRA, several adapters,
-4-bit weights, autocast, the hooks of ZeRO-3 and others) goes to PEFT's own forward.
+4-bit weights, autocast, the hooks of ZeRO-3, of offloading and others) goes to PEFT's own forward. Hooks for all
+modules (`register_module_forward_hook`) do not see the layer's parts, and it is differentiated once, not twice.
 `benchmarks/train.py --gains` measures it.
 """
 
@@ -44,12 +45,24 @@ def _is_plain(layer: Any, x: Tensor) -> bool:
     parts = (base, layer.lora_A[name], layer.lora_B[name])
     return (
         (not dropout.training or isinstance(dropout, nn.Identity))
-        and all(type(part) is nn.Linear and not part._forward_hooks and not part._forward_pre_hooks for part in parts)
-        and all(type(part.weight) is nn.Parameter and part.weight.dtype == torch.float32 for part in parts)
+        and isinstance(layer.scaling[name], (int, float))
+        and all(_is_untouched(part) for part in parts)
         and not (base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad))
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_untouched(part: Any) -> bool:
+    """Whether calling a linear module is no more than its product with fp32 weights in memory."""
+    return (
+        type(part) is nn.Linear
+        and "forward" not in vars(part)  # accelerate's offloading puts one there
+        and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+        and type(part.weight) is nn.Parameter
+        and part.weight.device.type == "cpu"
+        and part.weight.dtype == torch.float32
     )
 
 
@@ -67,8 +80,14 @@ class LowRankLinear(torch.autograd.Function):
         low = rows @ a.mT
         ctx.save_for_backward(rows, weight, a, b, low)
         ctx.scaling, ctx.shape = scaling, x.shape
-        y = rows @ weight.mT if bias is None else torch.addmm(bias, rows, weight.mT)
-        return y.addmm_(low, b.mT, alpha=scaling).view(*x.shape[:-1], -1)
+        y = x.new_empty(*x.shape[:-1], len(weight))  # returned itself: of a view, autograd forbids changes in place
+        flat = y.view(-1, len(weight))
+        if bias is None:
+            torch.mm(rows, weight.mT, out=flat)
+        else:
+            torch.addmm(bias, rows, weight.mT, out=flat)
+        flat.addmm_(low, b.mT, alpha=scaling)
+        return y
 
     @staticmethod
     @once_differentiable

@@ -32,9 +32,8 @@ def save(trainer: Any, folder: Path) -> None:
             trained = trainer.accelerator.unwrap_model(trainer.model).trainable()
             save_file({name: p.detach().contiguous().cpu() for name, p in trained.items()}, folder / WEIGHTS)
         state = {
-            "step": trainer._step, "rollouts": trainer.collector.rollouts, "abandoned": trainer.abandoned,
-            "kl_coef": trainer.collector.kl.coef, "score_moments": vars(trainer.collector.score_moments),
-            "world_size": trainer.args.world_size, "health": trainer.health.state_dict(),
+            "step": trainer._step, "abandoned": trainer.abandoned, "world_size": trainer.args.world_size,
+            "collector": trainer.collector.state_dict(), "health": trainer.health.state_dict(),
         }  # fmt: skip
         if trainer.health.healthy:
             healthy = trainer.health.healthy.items()
@@ -66,9 +65,7 @@ def load_state(trainer: Any, folder: Path) -> None:
             "rollout cannot be shared out anew in its middle: resume with as many"
         )
     trainer._step, trainer.abandoned = state["step"], state["abandoned"]
-    trainer.collector.rollouts = state["rollouts"]
-    trainer.collector.kl.coef = state["kl_coef"]
-    vars(trainer.collector.score_moments).update(state["score_moments"])
+    trainer.collector.load_state_dict(state["collector"])
     trainer.health.load_state_dict(state["health"])
     device = trainer.accelerator.device
     if (folder / HEALTHY).is_file():

@@ -7,7 +7,7 @@ weigh       KL and scores as a reward a token; advantages and returns
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -42,13 +42,22 @@ class Collector:
         self.model, self.rewards, self.args, self.tokenizer = model, rewards, args, tokenizer
         self.accelerator, self.metrics = accelerator, metrics
         self.ends = end_tokens(model.policy, tokenizer)
-        self.weights = torch.tensor(args.reward_weights or [1.0] * len(rewards), device=accelerator.device)
+        weights = [1.0] * len(rewards) if args.reward_weights is None else args.reward_weights
+        self.weights = torch.tensor(weights, device=accelerator.device)
         self.kl = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self.score_moments = RunningMoments()
         self.rollouts = 0  # made so far, for training
         self.evaluated = 0  # batches of evaluation prompts, in this evaluation
         self.drawn: list[dict[str, Any]] = []  # a few completions of the last rollout, for people to read
         self.vllm = VLLMSampler(model, accelerator, tokenizer, self.ends, args) if args.use_vllm else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"rollouts": self.rollouts, "kl_coef": self.kl.coef, "score_moments": vars(self.score_moments)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rollouts, self.kl.coef = state["rollouts"], state["kl_coef"]
+        vars(self.score_moments).update(state["score_moments"])
 
     @torch.no_grad()
     def collect(self, rows: Sequence[dict[str, Any]], mode: str) -> tuple[Rollout, dict[str, float]]:

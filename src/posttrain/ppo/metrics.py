@@ -18,7 +18,7 @@ TOKEN_METRICS = (
 class Metrics:
     """Numbers since the last log, of training and of evaluation apart (`mode`: `train` or `eval`).
 
-    `mean` and `std` speak for all processes, and so must be called by all of them.
+    `mean`, `std` and `take` speak for all processes, and so must be called by all of them.
     """
 
     def __init__(self, accelerator: Any) -> None:

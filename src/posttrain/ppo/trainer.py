@@ -53,6 +53,9 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         reward_processing_classes: one tokenizer a reward, None where it has none of its own.
         peft_config: makes a fresh adapter.
 
+    On a CPU it gives TRL another language-model head and PEFT another LoRA layer, in this process and for good
+    (`lm_head.py`, `lora.py`): the same numbers, faster.
+
     Raises ValueError for what does not fit together, before anything is drawn.
     """
 

@@ -1,7 +1,7 @@
 """Rollouts by vLLM, through TRL's own `trl.generation`: optional, on CUDA.
 
 vLLM computes with other kernels, and often in another precision, than the trainer: the log-probabilities of a rollout
-are computed again by the policy (trainer.py), so that the first ratio is 1.
+are computed again by the policy (collector.py), so that the first ratio is 1.
 """
 
 from collections.abc import Iterator, Sequence
