@@ -28,6 +28,7 @@ TRL, TRL_VERSION = CACHE / "trl-1.12.0", "1.12.0"
 OURS = {"head": "ours, value head", "adapter": "ours, value adapter"}
 PHASES = ("rollout", "scoring", "evaluating", "forward", "backward")
 PROMPTS, WORDS_A_PROMPT = 64, 12
+KL_LEVELS, SMOOTHED = (5, 10, 20, 40), 3  # nats a completion; updates
 
 
 def install_trl() -> None:
@@ -126,36 +127,55 @@ def _median(value: object) -> float:
 
 
 def learning(seeds: list[int], coefficients: list[float], updates: int) -> None:
-    """Reward, KL and what both trainers maximise, reward - coefficient x KL, over the last quarter of the updates."""
+    """Where each trainer ends, and its frontier: the reward that it has when its KL passes a level on the way."""
     work = Path(tempfile.mkdtemp(prefix="posttrain-ppo-"))
     contestants = {"trl": f"TRL {TRL_VERSION}", **OURS}
-    print(f"{'KL weight':>9}  {'':<22} {'reward':>22} {'KL, nats':>22} {'reward - weight x KL':>22}")
-    ahead: dict[str, list[float]] = {name: [] for name in OURS}
+    passed: dict[str, dict[int, list[float]]] = {name: {level: [] for level in KL_LEVELS} for name in contestants}
+    print(f"the last quarter of {updates} updates\n{'KL weight':>9}  {'':<22} {'reward':>22} {'KL, nats':>22}")
     for coefficient in coefficients:
-        objective: dict[str, list[float]] = {}
         for name, title in contestants.items():
-            ends = []
-            for seed in seeds:
-                r = contestant(name, "learning", work, seed=seed, kl_coef=coefficient, updates=updates)
-                last = updates - updates // 4
-                ends.append((statistics.mean(r["reward"][last:]), statistics.mean(r["kl"][last:])))
-            rewards, kls = map(list, zip(*ends, strict=True))
-            objective[name] = [reward - coefficient * kl for reward, kl in ends]
-            cells = "".join(f" {_over_seeds(v):>22}" for v in (rewards, kls, objective[name]))
-            print(f"{coefficient:9g}  {title:<22}{cells}", flush=True)
-        for name in OURS:
-            ahead[name] += [a - b for a, b in zip(objective[name], objective["trl"], strict=True)]
-    for name, differences in ahead.items():
-        better = sum(d >= 0 for d in differences)
-        print(
-            f"{OURS[name]}: on or above TRL {TRL_VERSION} in {better} of {len(differences)} pairs of runs, by "
-            f"{statistics.mean(differences):+.3f} on average (worst {min(differences):+.3f})"
-        )
+            runs = [
+                contestant(name, "learning", work, seed=seed, kl_coef=coefficient, updates=updates) for seed in seeds
+            ]
+            ends = [[statistics.mean(r[what][-(updates // 4) :]) for r in runs] for what in ("reward", "kl")]
+            print(f"{coefficient:9g}  {title:<22}" + "".join(f" {_over_seeds(v):>22}" for v in ends), flush=True)
+            for level in KL_LEVELS:
+                passed[name][level] += [reward_at(level, r["kl"], r["reward"]) for r in runs]
+    print(f"\nreward where KL passes\n{'':<22}" + "".join(f" {f'{level} nats':>22}" for level in KL_LEVELS))
+    for name, title in contestants.items():
+        cells = ""
+        for level in KL_LEVELS:
+            known = [reward for reward in passed[name][level] if reward == reward]
+            cells += f" {_over_seeds(known) if known else '':>22}"
+        print(f"{title:<22}{cells}")
+    print(f"{'ours - TRL, paired':<22}")
+    for name, title in OURS.items():
+        cells = ""
+        for level in KL_LEVELS:
+            pairs = zip(passed[name][level], passed["trl"][level], strict=True)
+            differences = [a - b for a, b in pairs if a == a and b == b]
+            cells += f" {_over_seeds(differences, '+') if differences else '':>22}"
+        print(f"{title:<22}{cells}")
 
 
-def _over_seeds(values: list[float]) -> str:
+def reward_at(level: float, kls: list[float], rewards: list[float]) -> float:
+    """The reward between the two updates where KL, both as means over SMOOTHED updates, passes `level` for the first
+    time; NaN where it never does. Those means keep an update's noise from looking like an early crossing."""
+
+    def smooth(values: list[float]) -> list[float]:
+        return [statistics.mean(values[i : i + SMOOTHED]) for i in range(len(values) - SMOOTHED + 1)]
+
+    kls, rewards = smooth(kls), smooth(rewards)
+    for i in range(1, len(kls)):
+        if kls[i - 1] < level <= kls[i]:
+            share = (level - kls[i - 1]) / (kls[i] - kls[i - 1])
+            return rewards[i - 1] + share * (rewards[i] - rewards[i - 1])
+    return float("nan")
+
+
+def _over_seeds(values: list[float], sign: str = "") -> str:
     mean, half = student(values)
-    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+    return f"{mean:{sign}.3f} [{mean - half:{sign}.3f}, {mean + half:{sign}.3f}]"
 
 
 def main() -> None:

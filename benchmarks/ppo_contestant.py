@@ -213,6 +213,8 @@ def run_ours():
         args=PPOConfig(
             **common, value_mode=name, max_steps=EPOCHS * options.updates, logging_steps=EPOCHS,
             max_completion_length=LENGTH,
+            # TRL 1.12 does not clip gradients, and its critic is a model of its own, trained in full.
+            **({"max_grad_norm": 0.0, "critic_learning_rate": 1e-2} if task == "learning" else {}),
         ),
         train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]), processing_class=tokenizer,
         peft_config=lora(), callbacks=[Watch()],
