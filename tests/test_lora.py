@@ -156,6 +156,7 @@ def test_a_strided_input_is_computed_as_it_is(calls):
         "hook",
         "pre-hook",
         "backward hook",
+        "replaced forward",
         "learned scaling",
         "no adapter",
         "merged",
