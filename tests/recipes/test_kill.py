@@ -41,7 +41,7 @@ def test_kill_9_in_every_stage_and_the_same_command_again(chain, tmp_path):
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         wait_for((tmp_path / "cut" / name / "stage.json").is_file)
-        time.sleep(seconds[name] * moments.uniform(0.2, 0.8))
+        time.sleep(seconds[name] * moments.uniform(0.2, 0.6))
         process.send_signal(signal.SIGKILL)
         process.wait()
         wait_for(lambda: not running(tmp_path / "cut"))
