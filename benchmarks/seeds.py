@@ -1,6 +1,6 @@
 """The demo's chain from several seeds: does each stage improve the policy, and by how much?
 
-    python benchmarks/seeds.py                       # seeds 1 2 3, about ten minutes each
+    python benchmarks/seeds.py                       # seeds 1 2 3, each the whole chain
     python benchmarks/seeds.py --seeds 4 5 --chain other/chain.yaml
 
 Runs go to runs/seeds/; those that are complete are not run again. A seed's interval is over the test rows, paired. The
