@@ -17,6 +17,7 @@ def main() -> None:
 
     # Tokenizer, and all that can be checked before weights are read
     from posttrain import gates, policy
+    from posttrain.adapters import copied_reference
     from posttrain.models import check_base, load_tokenizer
     from posttrain.tokens import check_lengths
 
@@ -33,14 +34,15 @@ def main() -> None:
     # Trainer. The reference is made by TRL: a frozen copy of a continued adapter, or the model without its adapter.
     from trl import DPOTrainer
 
-    trainer = DPOTrainer(
-        model,
-        args=args,
-        train_dataset=train.to_dataset(),
-        eval_dataset=validation.to_dataset() if validation else None,
-        processing_class=tokenizer,
-        peft_config=peft_config,
-    )
+    with copied_reference(model):
+        trainer = DPOTrainer(
+            model,
+            args=args,
+            train_dataset=train.to_dataset(),
+            eval_dataset=validation.to_dataset() if validation else None,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
     gates.require(policy.before_dpo(stage, trainer), stage.run_dir)
 
     # Train

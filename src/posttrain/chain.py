@@ -11,6 +11,7 @@
 is resumed; one whose key changed is moved to `.previous/` and run anew, with all that depends on it. Imports no torch.
 """
 
+import dataclasses
 import difflib
 import json
 import os
@@ -30,6 +31,7 @@ from .errors import EXIT_USER_ERROR, ArtifactError, ConfigError, LaunchError
 from .evaluation import in_percent
 from .identity import stage_key
 from .launch import accelerate_config, build_command, die_with_parent, environment
+from .methods import check_takeover
 from .settings import RECIPES
 
 _KEYS = {"name", "stages", "launch", "output_dir"}
@@ -90,6 +92,7 @@ def read_chain(path: Path) -> Chain:
     _known(launch, _LAUNCH_KEYS, f"{path}: launch")
     output_dir = Path(os.path.expanduser(str(document.get("output_dir") or f"runs/{name}")))
     stages = [_read_stage(path, output_dir, n, raw[n], set(raw)) for n in raw]
+    _check_takeovers(path, {stage.name: stage for stage in stages})
     config_file = accelerate_config(str(launch.get("accelerate_config", "cpu.yaml")), path.parent)
     return Chain(name, path, output_dir, tuple(_in_order(stages, path)), config_file)
 
@@ -123,6 +126,15 @@ def _read_stage(path: Path, output_dir: Path, name: str, raw: Any, names: set[st
         source=str(file),
     )
     return ChainStage(name, config, file, overrides, parents)
+
+
+def _check_takeovers(path: Path, stages: Mapping[str, ChainStage]) -> None:
+    """Each policy can be taken over as its stage means to: found out before the first stage has run."""
+    for stage in stages.values():
+        parent = stages.get(stage.parents.get("policy", ""))
+        if parent is not None and {"adapter"} <= parent.config.groups.keys() & stage.config.groups.keys():
+            made_with = dataclasses.asdict(parent.config.adapter)
+            check_takeover(f"{path}: stages.{stage.name}: its input {parent.name}", made_with, stage.config.adapter)
 
 
 def _known(mapping: Mapping[str, Any], known: set[str], where: str) -> None:

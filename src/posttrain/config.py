@@ -19,6 +19,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 
 from .errors import ConfigError
+from .methods import settle
 from .schema import coerce, describe, fields_of
 from .settings import RECIPES, TRAINER_RANGES, UNKEYED, AdapterSettings, GateSettings, Recipe
 
@@ -34,6 +35,7 @@ class StageConfig:
     groups: Mapping[str, Any]  # adapter, gates: instances of their dataclass
     inputs: Mapping[str, str]  # role -> run directory
     source: str  # the file it was read from, for messages
+    notes: tuple[str, ...] = ()  # what was settled in another way than a default or a file says
 
     def part(self, cls: type[T]) -> T:
         """The settings of one of our dataclasses, `config.part(DataSettings)`."""
@@ -169,7 +171,13 @@ def build(
     inputs = {k.removeprefix("inputs."): v for k, v in checked.items() if k.startswith("inputs.")}
     if not values.get("output_dir"):
         raise ConfigError(f"{source}: output_dir is missing; set it in the file or with --output_dir DIR")
-    return StageConfig(recipe, values, groups, inputs, source)
+    notes: list[str] = []
+    if "adapter" in groups:
+        written = {key: where for key, (_, where) in given.items()}
+        groups["adapter"], notes = settle(
+            recipe, groups["adapter"], values, given=written, has_policy="policy" in inputs
+        )
+    return StageConfig(recipe, values, groups, inputs, source, tuple(notes))
 
 
 def known_keys(recipe: str) -> dict[str, Any]:

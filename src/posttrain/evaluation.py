@@ -7,13 +7,14 @@ numbers, and two policies are drawn from with the same random numbers.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .artifacts import write_atomically
+from .methods import is_prompt_learning
 
 Z95 = 1.959964
 
@@ -73,9 +74,10 @@ def generate(
 ) -> list[list[Completion]]:
     """One completion of each prompt for each of `temperatures` (0 is greedy), in the prompts' order.
 
-    Prompts are rendered as in training (`tokens.render`), sorted by length and padded on the left; a model's own
-    repetition penalty and n-gram ban are switched off. Each batch is seeded by its own first row, so that a
-    run resumed at a batch draws what an uninterrupted one does.
+    Prompts are rendered as in training (`tokens.render`), sorted by length and padded on the left; where virtual tokens
+    stand before the padding, a batch has prompts of one length. A model's own repetition penalty and n-gram ban are
+    switched off. Each batch is seeded by its own first row, so that a run resumed at a batch draws what an
+    uninterrupted one does.
     """
     import torch
     from transformers import LogitsProcessorList
@@ -89,18 +91,18 @@ def generate(
     results: list[list[Completion]] = [[] for _ in prompts]
     copies = len(temperatures)
     per_batch = max(1, batch_size // copies)
+    virtual = is_prompt_learning(model)
     ends = end_tokens(model, tokenizer)
     was_training = model.training
     model.eval()
-    for start in range(0, len(order), per_batch):
-        batch = order[start : start + per_batch]
+    for start, batch in _batches(order, per_batch, lengths=[len(row) for row in ids] if virtual else None):
         width = max(len(ids[i]) for i in batch)
         input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in batch])
         attention_mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch])
         input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
         with torch.random.fork_rng(devices=_cuda_devices()), torch.no_grad(), weight_first(model):
             torch.manual_seed(seed * 1_000_003 + start)
-            shared = copies > 1 and width > 1
+            shared = copies > 1 and width > 1 and not virtual
             warm = [*temperatures] * len(batch)
             draw = Draw(warm, top_p, partial(fresh_uniforms, len(warm), model.device))
             out = model.generate(
@@ -116,9 +118,20 @@ def generate(
             length = len(row) if end is None else end + 1
             results[batch[j // copies]].append(Completion(text, length, end is not None))
         if progress:
-            progress(min(start + per_batch, len(order)), len(order))
+            progress(start + len(batch), len(order))
     model.train(was_training)
     return results
+
+
+def _batches(order: Sequence[int], size: int, *, lengths: Sequence[int] | None) -> Iterator[tuple[int, list[int]]]:
+    """(place in `order`, the next rows), `size` at most; with `lengths`, of one length each."""
+    start = 0
+    while start < len(order):
+        batch = list(order[start : start + size])
+        if lengths is not None:
+            batch = [i for i in batch if lengths[i] == lengths[batch[0]]]
+        yield start, batch
+        start += len(batch)
 
 
 def _shared_prefill(model: Any, input_ids: Any, attention_mask: Any, copies: int) -> Any:

@@ -13,13 +13,15 @@ lineage: the next stage, another process, must find the same numbers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .adapters import attach
 from .errors import GateError
+from .methods import METHODS, method_of
 from .precision import has_bf16
 
 # Log-probabilities may differ by what another order of additions costs, in fp32 and in 16-bit arithmetic.
@@ -61,7 +63,7 @@ def probe_logprobs(model: Any, input_ids: Sequence[int], *, adapter: str | None 
     model.eval()
     context = nullcontext() if adapter == "" else use_adapter(model, adapter)
     with torch.no_grad(), context:
-        logits = model(input_ids=ids).logits.float()
+        logits = model(input_ids=ids).logits[:, -ids.shape[1] :].float()  # behind virtual tokens
     model.train(was_training)
     logprobs = torch.log_softmax(logits[0, :-1], dim=-1).gather(1, ids[0, 1:, None])[:, 0]
     values: list[float] = logprobs.tolist()
@@ -88,9 +90,19 @@ def same_outputs(name: str, got: Sequence[float], expected: Sequence[float], *, 
     return Gate(name, worst <= tolerance, worst, f"at most {tolerance:g} (largest difference of outputs)", advice)
 
 
-def reloads(model: Any, adapter_dir: Path, forward: Any, *, dtype: str) -> Gate:
-    """The saved adapter, read back beside the trained one, gives the same outputs. `forward(model) -> list[float]`."""
+def reloads(
+    model: Any, adapter_dir: Path, forward: Callable[[Any], list[float]], *, dtype: str, fresh: Callable[[], Any]
+) -> Gate:
+    """The saved adapter, read back, gives the outputs of the trained one. `forward(model)` gives the outputs.
+
+    It is read back beside the trained one; or onto `fresh()`, what the adapter sits on, loaded again, where a second
+    adapter cannot stand beside the first.
+    """
+    advice = "The files are not what was trained: do not use them."
     trained = forward(model)
+    if not METHODS[method_of(model.peft_config["default"])].continues:
+        again = forward(attach(fresh(), adapter_dir, trainable=False))
+        return same_outputs("reload", again, trained, dtype=dtype, advice=advice)
     active = model.active_adapter
     model.load_adapter(str(adapter_dir), "reloaded", is_trainable=False)
     model.set_adapter("reloaded")
@@ -99,9 +111,7 @@ def reloads(model: Any, adapter_dir: Path, forward: Any, *, dtype: str) -> Gate:
     finally:
         model.set_adapter(active)
         model.delete_adapter("reloaded")
-    return same_outputs(
-        "reload", again, trained, dtype=dtype, advice="The files are not what was trained: do not use them."
-    )
+    return same_outputs("reload", again, trained, dtype=dtype, advice=advice)
 
 
 def stops(share: float, floor: float) -> Gate:

@@ -12,6 +12,7 @@ from .adapters import load_policy
 from .artifacts import verify
 from .errors import ArtifactError, GateError
 from .gates import dtype_of, probe_logprobs, same_outputs
+from .methods import METHODS
 from .models import load_tokenizer
 from .settings import ModelSettings
 
@@ -25,6 +26,11 @@ def merge(run_dir: Path, output: Path) -> None:
     lineage = verify(run_dir)
     if lineage.kind != "adapter":
         raise ArtifactError(f"{run_dir} holds {lineage.kind}, not an adapter: there is nothing to merge")
+    made_with = lineage.config["adapter"]["method"]
+    if not METHODS[made_with].mergeable:
+        raise ArtifactError(
+            f"{run_dir} was made with {made_with}, which cannot be merged into its base: load it as an adapter"
+        )
     if output.exists():
         raise ArtifactError(f"{output} exists; choose a new folder")
     tokenizer = load_tokenizer(lineage.base["name"], ModelSettings())

@@ -1,9 +1,10 @@
 """What the policy recipes (SFT, DPO) share: how a policy begins, and what it must show at its end."""
 
+from collections.abc import Callable
 from typing import Any
 
 from . import gates
-from .adapters import fold_for_generation, start_model
+from .adapters import ADAPTER, fold_for_generation, foundation, start_model, without_adapter
 from .artifacts import ANSWERS
 from .data import Rows
 from .evaluation import Answer, answer, change, comparable, exact_match, generate, read_answers, write_answers
@@ -104,11 +105,11 @@ def finish(
 
     stage.metrics["probe"] = {"input_ids": probe_ids, "logprobs": forward(model)}
     if result == "adapter":
-        stage.gates.append(gates.reloads(model, stage.run_dir / result, forward, dtype=gates.dtype_of(model)))
+        stage.gates.append(reload_gate(stage, model, forward, base=base, start=start, task="CAUSAL_LM"))
 
     settings = stage.config.part(EvaluationSettings)
     if test is not None:
-        measure(stage, model, tokenizer, test, settings)
+        measure(stage, model, tokenizer, test, settings, base)
     share = _stop_share(stage, model, tokenizer, train, settings)
     if share is not None:
         floor = stage.config.gates.stops
@@ -120,7 +121,18 @@ def finish(
     )  # fmt: skip
 
 
-def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, settings: EvaluationSettings) -> None:
+def reload_gate(
+    stage: Stage, model: Any, forward: Callable[[Any], list[float]], *, base: str, start: str | None, task: str
+) -> Gate:
+    """The adapter that was just saved gives the outputs of the trained one."""
+
+    def fresh() -> Any:
+        return foundation(base, model_settings(stage), stage.inputs.get("policy"), start, task=task)
+
+    return gates.reloads(model, stage.run_dir / ADAPTER, forward, dtype=gates.dtype_of(model), fresh=fresh)
+
+
+def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, settings: EvaluationSettings, base: str) -> None:
     """Exact match on the test rows after the stage, before it, and the change, row by row; answers are kept.
 
     "Before" is the base model, or what the input policy answered in its own stage if that was on the same rows.
@@ -133,9 +145,9 @@ def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, settings: Eval
         "seed": settings.seed,
     }
     before: list[Answer] = []
-    if stage.policy is None and hasattr(model, "disable_adapter"):
-        with model.disable_adapter():
-            before = answer(model, tokenizer, rows, **options)
+    if stage.policy is None and hasattr(model, "peft_config"):
+        with without_adapter(model, base, model_settings(stage)) as plain:
+            before = answer(plain, tokenizer, rows, **options)
     elif stage.policy is not None and (parent := stage.inputs["policy"] / ANSWERS / "after.jsonl").is_file():
         before = read_answers(parent)
     fold_for_generation(model)

@@ -7,8 +7,9 @@ from . import gates
 from .data import Row, Rows
 from .errors import ConfigError
 from .logs import say
+from .methods import is_prompt_learning
 from .models import describe_base
-from .policy import model_settings
+from .policy import model_settings, reload_gate
 from .stage import Stage
 from .tokens import render
 
@@ -69,6 +70,8 @@ def pooled_scores(model: Any, input_ids: Any, attention_mask: Any) -> Any:
     """Scores (B,) at the last attended token of right-padded (B, T) rows, whatever the pad id is."""
     import torch
 
+    if is_prompt_learning(model):  # virtual tokens go in through PEFT's forward, and transformers finds the last token
+        return model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
     lengths = attention_mask.sum(1)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     trunk = getattr(base, base.base_model_prefix)
@@ -103,7 +106,7 @@ def finish(
 
     stage.metrics["probe"] = {"input_ids": probe, "scores": forward(model)}
     if result == "adapter":
-        stage.gates.append(gates.reloads(model, stage.run_dir / result, forward, dtype=gates.dtype_of(model)))
+        stage.gates.append(reload_gate(stage, model, forward, base=base, start=start, task="SEQ_CLS"))
     if validation is not None:
         pairs = sides_of(validation.rows, tokenizer)
         chosen = score(model, tokenizer, [c for c, _ in pairs])

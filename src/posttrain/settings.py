@@ -76,15 +76,22 @@ class PPOSettings:
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """Group `adapter`. `start` says how a stage takes over its input's adapter (see adapters.py)."""
+    """Group `adapter`. What each method reads, and what it can do, is in methods.py."""
 
-    method: Literal["lora", "rslora", "dora", "none"] = "lora"
+    method: Literal[
+        "lora", "rslora", "dora", "pissa", "olora", "adalora", "ia3", "vera", "oft", "boft", "loha", "lokr",
+        "ln_tuning", "prompt_tuning", "prefix_tuning", "p_tuning", "p_tuning_v2", "bottleneck", "none",
+    ] = "lora"  # fmt: skip
     r: int = field(default=16, metadata={"min": 1})
     alpha: float = field(default=32, metadata={"above": 0})
     dropout: float = field(default=0.0, metadata={"min": 0, "max": 0.99})
-    target_modules: Any = "all-linear"
+    target_modules: Any = None  # a list of names, all-linear, or null: the method's own choice
     modules_to_save: list[str] | None = None
-    start: Literal["continue", "merge"] = "continue"
+    num_virtual_tokens: int = field(default=20, metadata={"min": 1})
+    encoder_hidden_size: int | None = field(default=None, metadata={"min": 1})  # of what makes virtual tokens
+    reduction_factor: int = field(default=16, metadata={"min": 2})  # hidden size over bottleneck size
+    block_size: int = field(default=32, metadata={"min": 2})  # of OFT and BOFT; must divide every target's input size
+    start: Literal["continue", "merge"] = "continue"  # how a stage takes over its input's adapter
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from typing import IO, Any
 
 from . import gates as gate_checks
 from .adapters import ADAPTER, MODEL, count_parameters
+from .adapters.adalora import allocation
+from .adapters.resume import keep_all_that_is_trained
 from .artifacts import (
     Lineage,
     check_safetensors,
@@ -144,6 +146,9 @@ class Stage:
         if checkpoint is not None:
             step = int(checkpoint.name.rpartition("-")[2])
             say(f"resuming from {checkpoint}")
+        keep_all_that_is_trained(trainer)
+        if self.config.adapter.method == "adalora":
+            trainer.add_callback(allocation(trainer))
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(metrics_writer(self.run_dir / METRICS, step))
         if hasattr(trainer, "collector"):
@@ -234,6 +239,8 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
         stage.lock = lock(stage.run_dir)
         stage.config.write(stage.run_dir / "config.yaml")
     say(f"{recipe}: {stage.config.source} -> {stage.run_dir}  key {stage.key[:12]}")
+    for note in stage.config.notes:
+        say(f"note: {note}")
     say("effective configuration: " + json.dumps(_given(stage.config), default=str))
     return stage
 

@@ -126,7 +126,7 @@ class ActorCritic(nn.Module):
         if not self.is_peft:
             return
         for name, parameter in self.policy.named_parameters():
-            parameter.requires_grad_(f".{POLICY}." in name or f".{VALUE}." in name)
+            parameter.requires_grad_(not {POLICY, VALUE}.isdisjoint(name.split(".")))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, the policy's and the critic's."""
@@ -134,7 +134,7 @@ class ActorCritic(nn.Module):
 
     def is_critic(self, name: str) -> bool:
         """Whether a parameter's name belongs to the critic."""
-        return name.startswith(("value_head.", "value_model.")) or f".{VALUE}." in name
+        return name.startswith(("value_head.", "value_model.")) or VALUE in name.split(".")
 
     @contextmanager
     def role(self, adapter: str | None) -> Iterator[None]:

@@ -12,6 +12,7 @@ from ..errors import ArtifactError, ConfigError
 from ..evaluation import text_of
 from ..gates import Gate
 from ..logs import say
+from ..methods import METHODS
 from ..reward import score
 from ..settings import PPOSettings
 from ..stage import Stage
@@ -66,6 +67,9 @@ def shares_base(reward: Lineage, policy: Lineage | None, start: str | None) -> b
     if reward.kind != "adapter" or policy is None or policy.kind != "adapter":
         return False
     if reward.base.get("fingerprint") != policy.base.get("fingerprint"):
+        return False
+    kinds = [METHODS[lineage.config["adapter"]["method"]].peft_type for lineage in (reward, policy)]
+    if kinds[0] != kinds[1]:  # PEFT keeps adapters of one type on a model
         return False
     if start == "merge":
         merged = reward.parents.get("policy", {})

@@ -1,48 +1,26 @@
-"""Adapters: made fresh, taken over from the stage before, merged away.
-
-How a stage starts from another stage's adapter (`adapter.start`):
+"""How a stage starts from another stage's adapter (`adapter.start`), and how a run's model is loaded again.
 
     continue  the same adapter is trained on; DPO's reference is a frozen copy of it (TRL's "ref" adapter)
     merge     the adapter is added into the base, a fresh one is trained on that; the reference is "adapters off"
 
-Adapter files are ordinary PEFT directories. A run that merged needs its parent to be loaded; `load_policy` follows the
-lineage. LoRA: Hu et al., 2021 (B starts at zero); rsLoRA: Kalajdzievski, 2023; DoRA: Liu et al., 2024.
+Which method can do which is in methods.py. Adapter files are ordinary PEFT directories. A run that merged needs its
+parent to be loaded; `load_policy` follows the lineage.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .artifacts import Lineage, read_lineage, resolve_parent, verify
-from .errors import ArtifactError, ConfigError
-from .models import load_base
-from .settings import AdapterSettings, ModelSettings
+from ..artifacts import Lineage, read_lineage, resolve_parent, verify
+from ..errors import ArtifactError, ConfigError
+from ..methods import METHODS, check_takeover, method_of
+from ..models import load_base
+from ..settings import AdapterSettings, ModelSettings
+from .configs import peft_config
 
 ADAPTER = "adapter"  # the folder of a run's adapter
 MODEL = "model"  # the folder of a run's full weights, when adapter.method is none
-
-
-def peft_config(settings: AdapterSettings, *, task: str, base: str) -> Any | None:
-    """The PEFT configuration of a fresh adapter for `task`, or None for full fine-tuning."""
-    if settings.method == "none":
-        return None
-    from peft import LoraConfig
-
-    targets = settings.target_modules
-    if not (isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets))):
-        raise ConfigError(f"adapter.target_modules must be 'all-linear' or a list of module names, got {targets!r}")
-    if targets != "all-linear" and isinstance(targets, str):
-        targets = targets.split(",")
-    return LoraConfig(
-        task_type=task,
-        r=settings.r,
-        lora_alpha=int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets,
-        modules_to_save=settings.modules_to_save,
-        use_rslora=settings.method == "rslora",
-        use_dora=settings.method == "dora",
-        base_model_name_or_path=base,
-    )
 
 
 def load_policy(
@@ -68,23 +46,33 @@ def load_policy(
     if dequantize and getattr(model, "is_loaded_in_4bit", False):
         model = model.dequantize()
     model.config.pad_token_id = lineage.base["pad_token_id"]
-    return _attach(model, run_dir / ADAPTER, trainable=trainable)
+    return attach(model, run_dir / ADAPTER, trainable=trainable)
 
 
 def _foundation(run_dir: Path, lineage: Lineage, settings: ModelSettings, task: str) -> Any:
-    """What a run's adapter sits on: the base, or the parent's policy merged."""
+    """What a run's adapter sits on."""
     parent = lineage.parents.get("policy")
-    if parent and lineage.start == "merge":
-        return merged_onto(resolve_parent(run_dir, parent["path"]), settings, task=task)
-    if parent and lineage.start == "full":
-        return load_base(str(resolve_parent(run_dir, parent["path"]) / MODEL), settings, task=task)
-    return load_base(lineage.base["name"], settings, task=task)
+    policy_dir = resolve_parent(run_dir, parent["path"]) if parent else None
+    return foundation(lineage.base["name"], settings, policy_dir, lineage.start, task=task)
 
 
-def _attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
-    from peft import PeftModel
+def foundation(base: str, settings: ModelSettings, policy_dir: Path | None, start: str | None, *, task: str) -> Any:
+    """What an adapter sits on: the base, or the policy that was merged into it or trained in full."""
+    if policy_dir is not None and start == "merge":
+        return merged_onto(policy_dir, settings, task=task)
+    if policy_dir is not None and start == "full":
+        return load_base(str(policy_dir / MODEL), settings, task=task)
+    return load_base(base, settings, task=task)
+
+
+def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
+    """`model` with the adapter of a directory. Raises ArtifactError when it does not fit."""
+    from peft import PeftConfig, PeftModel
 
     try:
+        config = PeftConfig.from_pretrained(str(adapter_dir))
+        if trainable and config.is_prompt_learning:
+            return _remade(model, adapter_dir, task=config.task_type)
         return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     except (RuntimeError, ValueError, OSError) as error:
         raise ArtifactError(f"{adapter_dir} does not fit its base: {str(error).splitlines()[0]}") from error
@@ -129,61 +117,86 @@ def start_model(
     """
     fresh = peft_config(adapter, task=task, base=name)
     if policy_dir is None:
-        return load_base(name, settings, task=task), fresh, None
+        return *_fresh(load_base(name, settings, task=task), fresh), None
     lineage = verify(policy_dir)
     if lineage.task != "CAUSAL_LM":
         raise ArtifactError(f"inputs.policy: {policy_dir} is no policy (task {lineage.task}, {lineage.kind})")
     if lineage.kind == "model":
-        return load_base(str(policy_dir / MODEL), settings, task=task), fresh, "full"
+        return *_fresh(load_base(str(policy_dir / MODEL), settings, task=task), fresh), "full"
+    made_with = lineage.config["adapter"]
+    check_takeover(str(policy_dir), made_with, adapter)
     if adapter.start == "merge" or adapter.method == "none":
-        return merged_onto(policy_dir, settings, task=task), fresh, "merge"
+        return *_fresh(merged_onto(policy_dir, settings, task=task), fresh), "merge"
     if lineage.start == "merge":
         raise ArtifactError(
             f"adapter.start: continue cannot follow {policy_dir}, which merged its own parent; use adapter.start: merge"
         )
-    _check_continues(adapter, policy_dir)
     if task == "CAUSAL_LM":
-        return _attach(load_base(name, settings, task=task), policy_dir / ADAPTER, trainable=True), None, "continue"
-    return _retyped(load_base(name, settings, task=task), policy_dir, task=task), None, "continue"
+        return attach(load_base(name, settings, task=task), policy_dir / ADAPTER, trainable=True), None, "continue"
+    return _remade(load_base(name, settings, task=task), policy_dir / ADAPTER, task=task), None, "continue"
 
 
-def _check_continues(adapter: AdapterSettings, policy_dir: Path) -> None:
-    """A continued adapter keeps its shape: refuse settings that would silently not be followed."""
-    from peft import PeftConfig
+def _fresh(model: Any, config: Any | None) -> tuple[Any, Any | None]:
+    """The model and the configuration for a trainer to make; one that rewrites the base's weights is made here.
 
-    saved = PeftConfig.from_pretrained(str(policy_dir / ADAPTER))
-    method = "dora" if saved.use_dora else "rslora" if saved.use_rslora else "lora"
-    for key, wanted, got in (
-        ("method", adapter.method, method),
-        ("r", adapter.r, saved.r),
-        ("alpha", float(adapter.alpha), float(saved.lora_alpha)),
-    ):
-        if wanted != got:
-            raise ConfigError(
-                f"adapter.{key} is {wanted}, but adapter.start: continue trains the adapter of {policy_dir} on, whose "
-                f"{key} is {got}; set adapter.{key}: {got}, or adapter.start: merge"
-            )
+    A trainer that makes it has no moment at which the reference could be copied.
+    """
+    if config is None or not METHODS[method_of(config)].mutates_base:
+        return model, config
+    from peft import get_peft_model
+
+    return get_peft_model(model, config), None
 
 
-def _retyped(model: Any, policy_dir: Path, *, task: str) -> Any:
-    """A policy's adapter on a sequence classifier: the same weights, typed anew, with a trainable score head.
+def _remade(model: Any, adapter_dir: Path, *, task: str) -> Any:
+    """A saved adapter's weights in a trainable adapter that is made anew for `task`.
 
-    Loading a CAUSAL_LM adapter straight onto another head raises in PEFT, and without SEQ_CLS the head would stay
-    frozen and random without a word.
+    PEFT loads no virtual tokens to be trained on, and raises where a CAUSAL_LM adapter meets another head; without
+    SEQ_CLS the score head would stay frozen and random without a word.
     """
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    config = PeftConfig.from_pretrained(str(policy_dir / ADAPTER))
+    config = PeftConfig.from_pretrained(str(adapter_dir))
     config.task_type, config.inference_mode = task, False
     peft_model = get_peft_model(model, config)
     fresh = get_peft_model_state_dict(peft_model)
-    saved = load_file(policy_dir / ADAPTER / "adapter_model.safetensors")
+    saved = load_file(adapter_dir / "adapter_model.safetensors")
     if not saved.keys() <= fresh.keys():
-        raise ArtifactError(f"{policy_dir}: adapter weights do not fit: {sorted(saved.keys() - fresh.keys())[:3]}")
+        raise ArtifactError(f"{adapter_dir}: weights do not fit: {sorted(saved.keys() - fresh.keys())[:3]}")
     # PEFT wants every key of the new type: the score head comes from the fresh adapter, all else from the saved one.
     set_peft_model_state_dict(peft_model, {**fresh, **saved})
     return peft_model
+
+
+@contextmanager
+def copied_reference(model: Any) -> Iterator[None]:
+    """While TRL's DPOTrainer is made: the reference that it copies from `model`'s adapter is a true copy, and frozen.
+
+    TRL adds an adapter "ref" of the same configuration and copies the parameters whose name contains `.default.`
+    (trl 1.16, `trl/trainer/dpo_trainer.py`). Of IA3, VeRA, BOFT, LoHa and LoKr that is none, since theirs end in
+    `.default`: the reference would be the base. Of PiSSA and OLoRA a second adapter would rewrite the base again: the
+    policy would be another one, and its first loss still ln 2.
+    """
+    if not hasattr(model, "peft_config"):
+        yield
+        return
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    config = model.peft_config["default"]
+    made = getattr(config, "init_lora_weights", None)
+    if METHODS[method_of(config)].mutates_base:
+        config.init_lora_weights = True
+    try:
+        yield
+    finally:
+        if made is not None:
+            config.init_lora_weights = made
+    weights = get_peft_model_state_dict(model, adapter_name="default")
+    set_peft_model_state_dict(model, {k: v.clone() for k, v in weights.items()}, adapter_name="ref")
+    for name, parameter in model.named_parameters():
+        if "ref" in name.split("."):
+            parameter.requires_grad_(False)
 
 
 def _settings(lineage: Lineage) -> ModelSettings:
@@ -194,6 +207,19 @@ def _settings(lineage: Lineage) -> ModelSettings:
     return ModelSettings(**{k: v for k, v in lineage.config.items() if k in names})
 
 
+@contextmanager
+def without_adapter(model: Any, base: str, settings: ModelSettings) -> Iterator[Any]:
+    """The base of a run without parents: `model` with its adapter off; or loaded again, where that is another model."""
+    method = METHODS[method_of(model.peft_config["default"])]
+    if method.mutates_base:
+        yield load_base(base, settings, task="CAUSAL_LM")
+    elif method.prompt_learning:
+        yield model.get_base_model()
+    else:
+        with model.disable_adapter():
+            yield model
+
+
 def fold_for_generation(model: Any) -> None:
     """Add an adapter into fp32 weights in place, for good: fewer products a token. For a model that trains no more.
 
@@ -201,8 +227,10 @@ def fold_for_generation(model: Any) -> None:
     """
     import torch
 
+    if not hasattr(model, "peft_config") or not METHODS[method_of(model.peft_config["default"])].mergeable:
+        return
     plain = not getattr(model, "is_loaded_in_4bit", False) and not getattr(model, "is_loaded_in_8bit", False)
-    if hasattr(model, "merge_adapter") and plain and model.dtype == torch.float32:
+    if plain and model.dtype == torch.float32:
         model.merge_adapter()
 
 

@@ -1,0 +1,31 @@
+"""Adapters: one switch for every PEFT method; made fresh, taken over from the stage before, merged away."""
+
+from .configs import peft_config
+from .takeover import (
+    ADAPTER,
+    MODEL,
+    attach,
+    copied_reference,
+    count_parameters,
+    fold_for_generation,
+    foundation,
+    load_policy,
+    merged_onto,
+    start_model,
+    without_adapter,
+)
+
+__all__ = [
+    "ADAPTER",
+    "MODEL",
+    "attach",
+    "copied_reference",
+    "count_parameters",
+    "fold_for_generation",
+    "foundation",
+    "load_policy",
+    "merged_onto",
+    "peft_config",
+    "start_model",
+    "without_adapter",
+]
