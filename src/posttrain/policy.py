@@ -127,7 +127,9 @@ def reload_gate(
     """The adapter that was just saved gives the outputs of the trained one."""
 
     def fresh() -> Any:
-        return foundation(base, model_settings(stage), stage.inputs.get("policy"), start, task=task)
+        loaded = foundation(base, model_settings(stage), stage.inputs.get("policy"), start, task=task)
+        loaded.config.pad_token_id = model.config.pad_token_id
+        return loaded
 
     return gates.reloads(model, stage.run_dir / ADAPTER, forward, dtype=gates.dtype_of(model), fresh=fresh)
 

@@ -49,6 +49,10 @@ class BottleneckLayer(BaseTunerLayer, nn.Module):  # type: ignore[misc]
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("reduction_factor",)
+    get_base_layer: Any  # of PEFT, whose types are not read
+    set_adapter: Any
+    active_adapters: Any
+    _move_adapter_to_device_of_base_layer: Any
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig) -> None:
         super().__init__()

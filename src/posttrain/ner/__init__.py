@@ -1,0 +1,1 @@
+"""Named-entity recognition: tagging schemes, and files of tagged sentences."""
