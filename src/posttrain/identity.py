@@ -22,7 +22,7 @@ def stage_key(config: StageConfig, parent_keys: Mapping[str, str]) -> str:
     for key in FILE_KEYS:
         if material.get(key):
             material[key] = [
-                [weight, *(sha256_file(f) for f in list_files(path, key))]
+                [weight, *(sha256_file(f) for f in ([path] if path.is_file() else list_files(path, key)))]
                 for path, weight in parse_sources(material[key], key)
             ]
     base = str(material.get("model_name_or_path") or "")

@@ -17,7 +17,16 @@ from .evaluation import text_of
 
 METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
 # What a line of progress shows of a log.
-SHOWN = ("loss", "eval_loss", "accuracy", "rewards/margins", "objective/scores", "objective/kl", "objective/entropy")
+SHOWN = (
+    "loss",
+    "eval_loss",
+    "eval_f1",
+    "accuracy",
+    "rewards/margins",
+    "objective/scores",
+    "objective/kl",
+    "objective/entropy",
+)
 
 
 def say(text: str) -> None:

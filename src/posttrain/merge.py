@@ -33,7 +33,7 @@ def merge(run_dir: Path, output: Path) -> None:
         )
     if output.exists():
         raise ArtifactError(f"{output} exists; choose a new folder")
-    tokenizer = load_tokenizer(lineage.base["name"], ModelSettings())
+    tokenizer = load_tokenizer(lineage.base["name"], ModelSettings(), task=lineage.task or "CAUSAL_LM")
     model = load_policy(run_dir, dequantize=True)
     probe = lineage.metrics["probe"]
     expected = _outputs(model, tokenizer, probe)
@@ -56,4 +56,8 @@ def _outputs(model: Any, tokenizer: Any, probe: dict[str, Any]) -> list[float]:
         from .reward import score
 
         return score(model, tokenizer, probe["input_ids"])
+    if "logits" in probe:
+        from .ner.alignment import probe_logits
+
+        return probe_logits(model, probe["input_ids"])
     return probe_logprobs(model, probe["input_ids"])

@@ -4,6 +4,7 @@ A stage names its base by `model_name_or_path`, or inherits it from `inputs.poli
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from .config import digest
 from .errors import ArtifactError, ConfigError
 from .settings import ModelSettings
 
-HEADS = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
+HEADS = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+}
 
 
 def check_base(settings: ModelSettings, inherited: Lineage | None) -> str:
@@ -63,16 +68,24 @@ def describe_base(name: str, settings: ModelSettings, model: Any) -> dict[str, A
     }
 
 
-def load_tokenizer(name: str, settings: ModelSettings, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer, with a pad token: its own, else EOS. Raises ArtifactError when it cannot be had."""
+def load_tokenizer(
+    name: str, settings: ModelSettings, *, task: str = "CAUSAL_LM", trust_remote_code: bool = False
+) -> Any:
+    """The tokenizer, with a pad token: its own, else EOS. Raises ArtifactError when it cannot be had.
+
+    A tagger needs no EOS; it is given words, and those of a byte-level tokenizer begin with a space.
+    """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=settings.model_revision or "main", trust_remote_code=trust_remote_code
-        )
+            name, revision=settings.model_revision or "main", trust_remote_code=trust_remote_code,
+            **({"add_prefix_space": True} if task == "TOKEN_CLS" else {}),
+        )  # fmt: skip
     except (OSError, ValueError) as error:
         raise ArtifactError(_unreachable(name, error)) from error
+    if task == "TOKEN_CLS":
+        return tokenizer
     if tokenizer.eos_token_id is None:
         raise ArtifactError(f"{name}: the tokenizer has no EOS token, so that a policy could never learn to stop")
     if tokenizer.pad_token_id is None:
@@ -80,8 +93,12 @@ def load_tokenizer(name: str, settings: ModelSettings, *, trust_remote_code: boo
     return tokenizer
 
 
-def load_base(name: str, settings: ModelSettings, *, task: str, trust_remote_code: bool = False) -> Any:
-    """The base model with the head of `task` (CAUSAL_LM, or SEQ_CLS with one score), 4-bit when asked for.
+def load_base(
+    name: str, settings: ModelSettings, *, task: str, labels: Sequence[str] = (), trust_remote_code: bool = False
+) -> Any:
+    """The base model with the head of `task`, 4-bit when asked for.
+
+    CAUSAL_LM, SEQ_CLS with one score, or TOKEN_CLS with an output for each of `labels`.
 
     `dtype: auto` is bf16 where the hardware multiplies it and the checkpoint is in it, else fp32.
     """
@@ -103,6 +120,9 @@ def load_base(name: str, settings: ModelSettings, *, task: str, trust_remote_cod
             kwargs["device_map"] = {"": torch.cuda.current_device()}
     if task == "SEQ_CLS":
         kwargs["num_labels"] = 1
+    if task == "TOKEN_CLS":
+        kwargs["id2label"] = dict(enumerate(labels))
+        kwargs["label2id"] = {label: i for i, label in enumerate(labels)}
     try:
         model = head.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
 """What the policy recipes (SFT, DPO) share: how a policy begins, and what it must show at its end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import gates
@@ -122,12 +122,13 @@ def finish(
 
 
 def reload_gate(
-    stage: Stage, model: Any, forward: Callable[[Any], list[float]], *, base: str, start: str | None, task: str
-) -> Gate:
+    stage: Stage, model: Any, forward: Callable[[Any], list[float]], *, base: str, start: str | None, task: str,
+    labels: Sequence[str] = (),
+) -> Gate:  # fmt: skip
     """The adapter that was just saved gives the outputs of the trained one."""
 
     def fresh() -> Any:
-        loaded = foundation(base, model_settings(stage), stage.inputs.get("policy"), start, task=task)
+        loaded = foundation(base, model_settings(stage), stage.inputs.get("policy"), start, task=task, labels=labels)
         loaded.config.pad_token_id = model.config.pad_token_id
         return loaded
 

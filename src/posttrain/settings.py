@@ -75,6 +75,50 @@ class PPOSettings:
 
 
 @dataclass(frozen=True)
+class NerDataSettings:
+    """How files of tagged sentences are read. Anything but .json, .jsonl (.gz) and .parquet is read as columns."""
+
+    # Columns: one token a line, a blank line after a sentence. Indices are from 0, negative ones from the end.
+    token_column: int = 0
+    tag_column: int = -1
+    separator: Literal["auto", "tab", "space"] = "auto"  # auto: what the first token line has
+    encoding: str = "utf-8"  # of columns only: JSON is UTF-8 by its standard
+    strip_segmentation: bool = False  # Weibo NER: "科0" is the character 科 at place 0 of its word
+
+    # Rows, in files and on the hub: tokens with a tag each, or text with character spans.
+    tokens_key: str = "tokens"
+    tags_key: str | None = None  # none: tags, ner_tags or labels, whichever there is
+    text_key: str = "text"
+    spans_key: str | None = None  # none: entities, spans, label or labels
+
+    tag_scheme: Literal["auto", "bio", "iob1", "bioes", "bmes", "io"] = "auto"
+    # Tags in an order that the scheme forbids. repair: as conlleval reads them (tags.py).
+    on_bad_tags: Literal["stop", "repair"] = "stop"
+    # Everything else that is wrong with a row or a sentence.
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    # A type in validation or test data that the training data never has. outside: its entities become O.
+    on_unseen_tag: Literal["stop", "outside"] = "stop"
+
+
+@dataclass(frozen=True)
+class NerSettings:
+    """Where the sentences of the recipe `ner` come from, and what becomes of long ones."""
+
+    train_file: Any = None  # a path, or a list of paths
+    validation_file: Any = None
+    test_file: Any = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    dataset_train_split: str = "train"
+    dataset_validation_split: str | None = None
+    dataset_test_split: str | None = None
+    max_train_rows: int | None = field(default=None, metadata={"min": 1})
+    max_length: int = field(default=256, metadata={"min": 8})  # tokens of one window, [CLS] and [SEP] included
+    long_sentences: Literal["window", "cut"] = "window"
+    window_overlap: int = field(default=32, metadata={"min": 0})  # tokens that neighbouring windows share
+
+
+@dataclass(frozen=True)
 class AdapterSettings:
     """Group `adapter`. What each method reads, and what it can do, is in methods.py."""
 
@@ -100,6 +144,7 @@ class GateSettings:
 
     stops: float | None = field(default=None, metadata={"min": 0, "max": 1})  # share of completions that end by EOS
     reward_accuracy: float | None = field(default=None, metadata={"min": 0, "max": 1})  # floor, on validation pairs
+    f1: float | None = field(default=None, metadata={"min": 0, "max": 1})  # floor of a tagger, on the test sentences
 
 
 @dataclass(frozen=True)
@@ -157,6 +202,19 @@ RECIPES: dict[str, Recipe] = {
         inputs=("policy", "reward"),
         trainer=("posttrain.ppo.config", "PPOConfig"),
         defaults={**_TRAINER_DEFAULTS, "learning_rate": 1e-5},
+    ),
+    "ner": Recipe(
+        parts=(ModelSettings, NerSettings, NerDataSettings),
+        groups=_TRAINED,
+        inputs=(),
+        trainer=("transformers.training_args", "TrainingArguments"),
+        defaults={
+            **_TRAINER_DEFAULTS,
+            "learning_rate": 1e-3,
+            "eval_strategy": "epoch",
+            "label_names": ["labels"],
+            "train_sampling_strategy": "group_by_length",
+        },
     ),
     "sample": Recipe(
         parts=(ModelSettings, DataSettings, EvaluationSettings, SampleSettings),

@@ -7,7 +7,7 @@ Which method can do which is in methods.py. Adapter files are ordinary PEFT dire
 parent to be loaded; `load_policy` follows the lineage.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,9 @@ def load_policy(
     lineage = verify(run_dir)
     settings = model_settings or _settings(lineage)
     task = lineage.task or "CAUSAL_LM"
+    labels = lineage.metrics.get("labels", ())
     if lineage.kind == "model":
-        return load_base(str(run_dir / MODEL), settings, task=task)
+        return load_base(str(run_dir / MODEL), settings, task=task, labels=labels)
     if lineage.kind != "adapter":
         raise ArtifactError(f"{run_dir} holds {lineage.kind}, not a model; choose the run of a training stage")
     model = _foundation(run_dir, lineage, settings, task)
@@ -53,16 +54,20 @@ def _foundation(run_dir: Path, lineage: Lineage, settings: ModelSettings, task: 
     """What a run's adapter sits on."""
     parent = lineage.parents.get("policy")
     policy_dir = resolve_parent(run_dir, parent["path"]) if parent else None
-    return foundation(lineage.base["name"], settings, policy_dir, lineage.start, task=task)
+    labels = lineage.metrics.get("labels", ())
+    return foundation(lineage.base["name"], settings, policy_dir, lineage.start, task=task, labels=labels)
 
 
-def foundation(base: str, settings: ModelSettings, policy_dir: Path | None, start: str | None, *, task: str) -> Any:
+def foundation(
+    base: str, settings: ModelSettings, policy_dir: Path | None, start: str | None, *, task: str,
+    labels: Sequence[str] = (),
+) -> Any:  # fmt: skip
     """What an adapter sits on: the base, or the policy that was merged into it or trained in full."""
     if policy_dir is not None and start == "merge":
         return merged_onto(policy_dir, settings, task=task)
     if policy_dir is not None and start == "full":
         return load_base(str(policy_dir / MODEL), settings, task=task)
-    return load_base(base, settings, task=task)
+    return load_base(base, settings, task=task, labels=labels)
 
 
 def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
@@ -109,7 +114,13 @@ def _copy_trunk(source: Any, target: Any) -> None:
 
 
 def start_model(
-    name: str, settings: ModelSettings, adapter: AdapterSettings, policy_dir: Path | None, *, task: str
+    name: str,
+    settings: ModelSettings,
+    adapter: AdapterSettings,
+    policy_dir: Path | None,
+    *,
+    task: str,
+    labels: Sequence[str] = (),
 ) -> tuple[Any, Any | None, str | None]:
     """(model, PEFT configuration to make, how the policy was taken over) for a training stage.
 
@@ -117,7 +128,7 @@ def start_model(
     """
     fresh = peft_config(adapter, task=task, base=name)
     if policy_dir is None:
-        return *_fresh(load_base(name, settings, task=task), fresh), None
+        return *_fresh(load_base(name, settings, task=task, labels=labels), fresh), None
     lineage = verify(policy_dir)
     if lineage.task != "CAUSAL_LM":
         raise ArtifactError(f"inputs.policy: {policy_dir} is no policy (task {lineage.task}, {lineage.kind})")

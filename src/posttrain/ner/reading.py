@@ -21,38 +21,13 @@ from typing import Any, Literal
 from ..data import Row, _collected, _string, fingerprint
 from ..errors import DataError
 from ..files import BrokenRow, read_rows
+from ..settings import NerDataSettings
 from .tags import IllegalTransition, Scheme, from_spans, is_tag, recognise_scheme, spans, to_bio
 
 _ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _TAGS_KEYS = ("tags", "ner_tags", "labels")
 _SPANS_KEYS = ("entities", "spans", "label", "labels")
 _TYPE_KEYS = ("label", "type", "entity")
-
-
-@dataclass(frozen=True)
-class NerDataSettings:
-    """How files of tagged sentences are read. Anything but .json, .jsonl (.gz) and .parquet is read as columns."""
-
-    # Columns: one token a line, a blank line after a sentence. Indices are from 0, negative ones from the end.
-    token_column: int = 0
-    tag_column: int = -1
-    separator: Literal["auto", "tab", "space"] = "auto"  # auto: what the first token line has
-    encoding: str = "utf-8"  # of columns only: JSON is UTF-8 by its standard
-    strip_segmentation: bool = False  # Weibo NER: "科0" is the character 科 at place 0 of its word
-
-    # Rows, in files and on the hub: tokens with a tag each, or text with character spans.
-    tokens_key: str = "tokens"
-    tags_key: str | None = None  # none: tags, ner_tags or labels, whichever there is
-    text_key: str = "text"
-    spans_key: str | None = None  # none: entities, spans, label or labels
-
-    tag_scheme: Literal["auto", "bio", "iob1", "bioes", "bmes", "io"] = "auto"
-    # Tags in an order that the scheme forbids. repair: as conlleval reads them (tags.py).
-    on_bad_tags: Literal["stop", "repair"] = "stop"
-    # Everything else that is wrong with a row or a sentence.
-    on_bad_row: Literal["stop", "skip"] = "stop"
-    # A type in validation or test data that the training data never has. outside: its entities become O.
-    on_unseen_tag: Literal["stop", "outside"] = "stop"
 
 
 @dataclass
