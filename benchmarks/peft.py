@@ -1,0 +1,233 @@
+"""Every PEFT method on two tasks: what it trains, what it reaches, what it costs. And LoRA by rank and by target.
+
+    python benchmarks/peft.py                      # all of it, into benchmarks/results/peft.md and peft.png
+    python benchmarks/peft.py --only sft/lora      # some of it; runs that are complete are not run again
+    python benchmarks/peft.py --report             # no runs: the tables and the plot from what is there
+
+sft: SmolLM2-135M corrects typos after 640 of them (20 steps of 32); greedy exact match on 300 held-out words. ner: MiniLM
+finds names in the demo's synthetic sentences (600, 3 epochs); entity F1 on 500. Runs go to runs/peft/. One learning rate
+a method, set below from its paper's habits and not searched for: a method that is low here may do better with another.
+Memory is the process's peak, evaluation included; seconds a step are between the first log and the last.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain import demo
+from posttrain.artifacts import is_complete, read_lineage
+from posttrain.launch import ROOT
+from posttrain.methods import METHODS
+
+RUNS = Path("runs/peft")
+RESULTS = ROOT / "benchmarks" / "results"
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+TARGETS = {
+    "sft": {"query, value": "q_proj,v_proj", "attention": "q_proj,k_proj,v_proj,o_proj", "feed-forward": "gate_proj,up_proj,down_proj"},
+    "ner": {"query, value": "query,value", "attention": "query,key,value,attention.output.dense", "feed-forward": "intermediate.dense,output.dense"},
+}  # fmt: skip
+TASKS: dict[str, list[str]] = {
+    "sft": [
+        "--config", "recipes/configs/smollm2-135m/sft.yaml", "--max_train_rows", "640", "--test_rows", "300",
+        "--test_samples", "0", "--generation_batch_size", "64", "--gates.stops", "0", "--logging_steps", "1",
+    ],
+    "ner": ["--config", "recipes/configs/minilm/ner.yaml", "--logging_steps", "10"],
+}  # fmt: skip
+LEARNING_RATES = {
+    "sft": dict.fromkeys(METHODS, 1.5e-3) | {
+        "pissa": 5e-4, "olora": 5e-4, "adalora": 5e-3, "ia3": 1e-2, "vera": 1e-2, "lokr": 3e-3, "ln_tuning": 1e-2,
+        "prompt_tuning": 3e-2, "p_tuning": 1e-3, "prefix_tuning": 1e-3, "p_tuning_v2": 2e-2, "none": 1e-4,
+    },
+    "ner": dict.fromkeys(METHODS, 1e-3) | {
+        "pissa": 5e-4, "olora": 5e-4, "adalora": 5e-3, "ia3": 1e-2, "vera": 1e-2, "lokr": 3e-3, "ln_tuning": 5e-3,
+        "prompt_tuning": 1e-2, "p_tuning": 1e-3, "prefix_tuning": 1e-3, "p_tuning_v2": 1e-2, "none": 1e-4,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: `name` is its folder and its row."""
+
+    task: str
+    name: str
+    method: str
+    arguments: tuple[str, ...] = field(default=())
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / self.task / self.name
+
+
+def all_runs() -> list[Run]:
+    runs = []
+    for task in TASKS:
+        runs += [Run(task, method, method) for method in METHODS]
+        runs += [
+            Run(task, f"lora-r{r}", "lora", ("--adapter.r", str(r), "--adapter.alpha", str(2 * r)))
+            for r in RANKS
+            if r != 16
+        ]
+        runs += [
+            Run(task, f"lora-{name.replace(', ', '-')}", "lora", ("--adapter.target_modules", modules))
+            for name, modules in TARGETS[task].items()
+        ]  # fmt: skip
+    runs += [Run("ner", f"{m}-seed{seed}", m, ("--seed", str(seed))) for m in ("lora", "none") for seed in (1, 2)]
+    return runs
+
+
+def train(run: Run) -> None:
+    """Run the recipe in a process of its own, with its output in runs/peft/."""
+    command = [
+        sys.executable, str(ROOT / "recipes" / f"{run.task}.py"), *TASKS[run.task], "--adapter.method", run.method,
+        "--learning_rate", str(LEARNING_RATES[run.task][run.method]), *run.arguments, "--output_dir", str(run.folder),
+    ]  # fmt: skip
+    log = RUNS / f"{run.task}-{run.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ})
+    print(f"{run.task}/{run.name}: {'done' if done.returncode == 0 else f'failed, see {log}'}", flush=True)
+
+
+def figures(run: Run) -> dict[str, Any] | None:
+    """What a complete run shows, or None."""
+    if not is_complete(run.folder):
+        return None
+    lineage = read_lineage(run.folder)
+    logs = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [r for r in logs if "loss" in r]
+    weights = [p for p in (run.folder / lineage.kind).glob("*.safetensors")]
+    m = lineage.metrics
+    quality = m["after"]["greedy_exact"] if run.task == "sft" else m["f1"]
+    return {
+        "trained": lineage.cost["trained_parameters"],
+        "share": lineage.cost["trained_parameters"] / lineage.cost["parameters"],
+        "quality": quality,
+        "interval": (m["after"]["greedy_exact_low"], m["after"]["greedy_exact_high"]) if run.task == "sft" else None,
+        "memory_gib": lineage.cost["peak_rss_bytes"] / 2**30,
+        "step_s": (steps[-1]["time"] - steps[0]["time"]) / (steps[-1]["step"] - steps[0]["step"]),
+        "file_mb": sum(p.stat().st_size for p in weights) / 1e6,
+        "learning_rate": float(lineage.config["learning_rate"]),
+    }
+
+
+def table(runs: list[Run], title: str, quality: str) -> list[str]:
+    lines = [
+        f"### {title}", "",
+        f"| | trained | share | {quality} | peak memory | s a step | file | merges | learning rate |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for run in runs:
+        f = figures(run)
+        if f is None:
+            lines.append(f"| {run.name} | not run | | | | | | | |")
+            continue
+        interval = f" [{f['interval'][0]:.1%}, {f['interval'][1]:.1%}]" if f["interval"] else ""
+        lines.append(
+            f"| {run.name} | {f['trained']:,} | {f['share']:.2%} | {f['quality']:.1%}{interval} | {f['memory_gib']:.2f} GiB "
+            f"| {f['step_s']:.2f} | {f['file_mb']:.1f} MB | {'yes' if METHODS[run.method].mergeable else 'no'} "
+            f"| {f['learning_rate']:g} |"
+        )
+    return [*lines, ""]
+
+
+def report(runs: list[Run]) -> None:
+    """Write the tables and the plot."""
+    RESULTS.mkdir(exist_ok=True)
+    words = {"sft": "exact match", "ner": "entity F1"}
+    text = [
+        "# PEFT methods, measured", "",
+        f"{datetime.date.today()}, {_machine()}. Regenerated by `python benchmarks/peft.py`; what is measured, and how, is",
+        "said at the top of that file. One run each, one learning rate each.", "",
+    ]  # fmt: skip
+    for task in TASKS:
+        mine = [r for r in runs if r.task == task]
+        methods = [r for r in mine if r.name in METHODS]
+        ranks = sorted((r for r in mine if r.name.startswith("lora-r") or r.name == "lora"), key=_rank)
+        targets = [r for r in mine if r.name.removeprefix("lora-") in {n.replace(", ", "-") for n in TARGETS[task]}]
+        base = [r for r in mine if r.name == "lora"]
+        text += [f"## {task}", ""]
+        text += table(methods, "Methods", words[task])
+        text += table(ranks, "LoRA by rank (alpha is twice the rank)", words[task])
+        text += table([*targets, *base], "LoRA by target; `lora` is every linear layer", words[task])
+    seeds = {m: [figures(r) for r in runs if r.task == "ner" and r.method == m and r.name.split("-seed")[0] == m] for m in ("lora", "none")}  # fmt: skip
+    if all(f is not None for found in seeds.values() for f in found):
+        lora, full = ([f["quality"] for f in seeds[m] if f] for m in ("lora", "none"))
+        text += [
+            "## LoRA and full fine-tuning on ner, three seeds", "",
+            f"F1 with LoRA {', '.join(f'{v:.1%}' for v in lora)}; in full {', '.join(f'{v:.1%}' for v in full)}: LoRA is "
+            f"{100 * (sum(lora) / len(lora) - sum(full) / len(full)):+.1f} points from it.", "",
+        ]  # fmt: skip
+    (RESULTS / "peft.md").write_text("\n".join(text), encoding="utf-8")
+    plot(runs, words)
+    print("\n".join(text))
+
+
+def _rank(run: Run) -> int:
+    return 16 if run.name == "lora" else int(run.name.removeprefix("lora-r"))
+
+
+def _machine() -> str:
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.processor())  # fmt: skip
+    threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
+    flags = Path("/proc/cpuinfo").read_text()
+    return f"{model}, {'AVX512-BF16' if 'avx512_bf16' in flags else 'no bf16'}, {threads} thread(s)"
+
+
+def plot(runs: list[Run], words: dict[str, str]) -> None:
+    """Trained parameters against quality, a panel a task; LoRA's ranks joined."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(13, 5.5))
+    for axis, task in zip(axes, TASKS, strict=True):
+        mine = {r.name: f for r in runs if r.task == task and (f := figures(r)) is not None}
+        for name, f in mine.items():
+            if name in METHODS:
+                axis.plot(f["trained"], 100 * f["quality"], "s" if METHODS[name].prompt_learning else "o", color="C0")
+                axis.annotate(
+                    name, (f["trained"], 100 * f["quality"]), fontsize=8, xytext=(4, 3), textcoords="offset points"
+                )
+        ranked = sorted((_rank(r), mine[r.name]) for r in runs if r.task == task and r.name in mine and (r.name == "lora" or r.name.startswith("lora-r")))  # fmt: skip
+        axis.plot(
+            [f["trained"] for _, f in ranked],
+            [100 * f["quality"] for _, f in ranked],
+            ":",
+            color="C1",
+            label="LoRA, r = 1 to 64",
+        )
+        axis.set(xscale="log", xlabel="trained parameters", ylabel=f"{words[task]}, %", title=task)
+        axis.legend(loc="lower right", frameon=False)
+        axis.grid(alpha=0.3)
+    figure.text(0.01, 0.01, "squares: virtual tokens", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "peft.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="TASK/NAME", help="these runs alone, such as sft/lora ner/none")
+    parser.add_argument("--report", action="store_true", help="no runs: tables and plot from what is there")
+    arguments = parser.parse_args()
+    runs = all_runs()
+    if not arguments.report:
+        demo.prepare()
+        demo.prepare(ner=True)
+        for run in runs:
+            chosen = arguments.only is None or f"{run.task}/{run.name}" in arguments.only
+            if chosen and not is_complete(run.folder):
+                train(run)
+    report(runs)
+
+
+if __name__ == "__main__":
+    main()
