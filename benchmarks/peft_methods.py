@@ -1,20 +1,22 @@
 """Every PEFT method on two tasks: what it trains, what it reaches, what it costs. And LoRA by rank and by target.
 
-    python benchmarks/peft.py                      # all of it, into benchmarks/results/peft.md and peft.png
-    python benchmarks/peft.py --only sft/lora      # some of it; runs that are complete are not run again
-    python benchmarks/peft.py --report             # no runs: the tables and the plot from what is there
+    python benchmarks/peft_methods.py                      # all of it, into benchmarks/results/peft.md and peft.png
+    python benchmarks/peft_methods.py --only sft/lora      # some of it; runs that are complete are not run again
+    python benchmarks/peft_methods.py --report             # no runs: the tables and the plot from what is there
 
-sft: SmolLM2-135M corrects typos after 640 of them (20 steps of 32); greedy exact match on 300 held-out words. ner: MiniLM
-finds names in the demo's synthetic sentences (600, 3 epochs); entity F1 on 500. Runs go to runs/peft/. One learning rate
-a method, set below from its paper's habits and not searched for: a method that is low here may do better with another.
-Memory is the process's peak, evaluation included; seconds a step are between the first log and the last.
+sft: SmolLM2-135M corrects typos after 640 of them (20 steps of 32); greedy exact match on 300 held-out words.
+ner: MiniLM finds names in the demo's synthetic sentences (600 of them, 3 epochs); entity F1 on 500.
+
+One learning rate a method, set below from its paper's habits and not searched for: a method that is low here may do
+better with another. Memory is the process's peak, evaluation included; seconds a step are from the first log to the
+last. Runs go to runs/peft/. (A file of the name peft.py would stand in PEFT's way here.)
 """
 
 import argparse
 import datetime
 import json
 import os
-import platform
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -28,11 +30,20 @@ from posttrain.methods import METHODS
 
 RUNS = Path("runs/peft")
 RESULTS = ROOT / "benchmarks" / "results"
+QUALITY = {"sft": "exact match", "ner": "entity F1"}
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 TARGETS = {
-    "sft": {"query, value": "q_proj,v_proj", "attention": "q_proj,k_proj,v_proj,o_proj", "feed-forward": "gate_proj,up_proj,down_proj"},
-    "ner": {"query, value": "query,value", "attention": "query,key,value,attention.output.dense", "feed-forward": "intermediate.dense,output.dense"},
-}  # fmt: skip
+    "sft": {
+        "query, value": "q_proj,v_proj",
+        "attention": "q_proj,k_proj,v_proj,o_proj",
+        "feed-forward": "gate_proj,up_proj,down_proj",
+    },
+    "ner": {
+        "query, value": "query,value",
+        "attention": "query,key,value,attention.output.dense",
+        "feed-forward": "intermediate.dense,output.dense",
+    },
+}
 TASKS: dict[str, list[str]] = {
     "sft": [
         "--config", "recipes/configs/smollm2-135m/sft.yaml", "--max_train_rows", "640", "--test_rows", "300",
@@ -70,17 +81,21 @@ def all_runs() -> list[Run]:
     runs = []
     for task in TASKS:
         runs += [Run(task, method, method) for method in METHODS]
+        runs += [lora_of_rank(task, r) for r in RANKS if r != 16]
         runs += [
-            Run(task, f"lora-r{r}", "lora", ("--adapter.r", str(r), "--adapter.alpha", str(2 * r)))
-            for r in RANKS
-            if r != 16
-        ]
-        runs += [
-            Run(task, f"lora-{name.replace(', ', '-')}", "lora", ("--adapter.target_modules", modules))
+            Run(task, as_name(name), "lora", ("--adapter.target_modules", modules))
             for name, modules in TARGETS[task].items()
-        ]  # fmt: skip
+        ]
     runs += [Run("ner", f"{m}-seed{seed}", m, ("--seed", str(seed))) for m in ("lora", "none") for seed in (1, 2)]
     return runs
+
+
+def lora_of_rank(task: str, r: int) -> Run:
+    return Run(task, f"lora-r{r}", "lora", ("--adapter.r", str(r), "--adapter.alpha", str(2 * r)))
+
+
+def as_name(target: str) -> str:
+    return f"lora-{target.replace(', ', '-')}"
 
 
 def train(run: Run) -> None:
@@ -130,82 +145,89 @@ def table(runs: list[Run], title: str, quality: str) -> list[str]:
             lines.append(f"| {run.name} | not run | | | | | | | |")
             continue
         interval = f" [{f['interval'][0]:.1%}, {f['interval'][1]:.1%}]" if f["interval"] else ""
-        lines.append(
-            f"| {run.name} | {f['trained']:,} | {f['share']:.2%} | {f['quality']:.1%}{interval} | {f['memory_gib']:.2f} GiB "
-            f"| {f['step_s']:.2f} | {f['file_mb']:.1f} MB | {'yes' if METHODS[run.method].mergeable else 'no'} "
-            f"| {f['learning_rate']:g} |"
+        cells = (
+            run.name,
+            f"{f['trained']:,}",
+            f"{f['share']:.2%}",
+            f"{f['quality']:.1%}{interval}",
+            f"{f['memory_gib']:.2f} GiB",
+            f"{f['step_s']:.2f}",
+            f"{f['file_mb']:.1f} MB",
+            "yes" if METHODS[run.method].mergeable else "no",
+            f"{f['learning_rate']:g}",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
 def report(runs: list[Run]) -> None:
     """Write the tables and the plot."""
     RESULTS.mkdir(exist_ok=True)
-    words = {"sft": "exact match", "ner": "entity F1"}
     text = [
         "# PEFT methods, measured", "",
-        f"{datetime.date.today()}, {_machine()}. Regenerated by `python benchmarks/peft.py`; what is measured, and how, is",
-        "said at the top of that file. One run each, one learning rate each.", "",
+        f"{datetime.date.today()}, {machine()}. Regenerated by `python benchmarks/peft_methods.py`; what is measured, and "
+        "how, is said at the top of that file. One run each, one learning rate each.", "",
+        "![trained parameters against quality](peft.png)", "",
     ]  # fmt: skip
-    for task in TASKS:
-        mine = [r for r in runs if r.task == task]
-        methods = [r for r in mine if r.name in METHODS]
-        ranks = sorted((r for r in mine if r.name.startswith("lora-r") or r.name == "lora"), key=_rank)
-        targets = [r for r in mine if r.name.removeprefix("lora-") in {n.replace(", ", "-") for n in TARGETS[task]}]
-        base = [r for r in mine if r.name == "lora"]
+    for task, word in QUALITY.items():
+        mine = {r.name: r for r in runs if r.task == task}
+        ranks = [mine["lora" if r == 16 else f"lora-r{r}"] for r in RANKS]
+        targets = [mine[as_name(target)] for target in TARGETS[task]]
         text += [f"## {task}", ""]
-        text += table(methods, "Methods", words[task])
-        text += table(ranks, "LoRA by rank (alpha is twice the rank)", words[task])
-        text += table([*targets, *base], "LoRA by target; `lora` is every linear layer", words[task])
-    seeds = {m: [figures(r) for r in runs if r.task == "ner" and r.method == m and r.name.split("-seed")[0] == m] for m in ("lora", "none")}  # fmt: skip
-    if all(f is not None for found in seeds.values() for f in found):
-        lora, full = ([f["quality"] for f in seeds[m] if f] for m in ("lora", "none"))
-        text += [
-            "## LoRA and full fine-tuning on ner, three seeds", "",
-            f"F1 with LoRA {', '.join(f'{v:.1%}' for v in lora)}; in full {', '.join(f'{v:.1%}' for v in full)}: LoRA is "
-            f"{100 * (sum(lora) / len(lora) - sum(full) / len(full)):+.1f} points from it.", "",
-        ]  # fmt: skip
-    (RESULTS / "peft.md").write_text("\n".join(text), encoding="utf-8")
-    plot(runs, words)
+        text += table([mine[method] for method in METHODS], "Methods", word)
+        text += table(ranks, "LoRA by rank (alpha is twice the rank; `lora` is 16)", word)
+        text += table([*targets, mine["lora"]], "LoRA by target (`lora` is every linear layer)", word)
+    text += three_seeds(runs)
+    (RESULTS / "peft.md").write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
+    plot(runs)
     print("\n".join(text))
 
 
-def _rank(run: Run) -> int:
-    return 16 if run.name == "lora" else int(run.name.removeprefix("lora-r"))
+def three_seeds(runs: list[Run]) -> list[str]:
+    """LoRA against full fine-tuning on ner, as a learning claim wants it."""
+    names = {m: (m, f"{m}-seed1", f"{m}-seed2") for m in ("lora", "none")}
+    found = {m: [f for r in runs if r.task == "ner" and r.name in names[m] and (f := figures(r))] for m in names}
+    if min(map(len, found.values())) < 3:
+        return []
+    lora, full = ([f["quality"] for f in found[m]] for m in ("lora", "none"))
+    apart = [100 * (a - b) for a, b in zip(lora, full, strict=True)]
+    half = 4.303 * statistics.stdev(apart) / 3**0.5  # Student's 95% for three
+    memory = [statistics.median(f["memory_gib"] for f in found[m]) for m in ("lora", "none")]
+    return [
+        "## LoRA against full fine-tuning, ner, three seeds", "",
+        f"F1 {', '.join(f'{v:.1%}' for v in lora)} with LoRA ({found['lora'][0]['share']:.2%} of the parameters), "
+        f"{', '.join(f'{v:.1%}' for v in full)} in full: LoRA is {statistics.mean(apart):+.2f} points from it "
+        f"[{statistics.mean(apart) - half:+.2f}, {statistics.mean(apart) + half:+.2f}]. Peak memory {memory[0]:.2f} and "
+        f"{memory[1]:.2f} GiB.", "",
+    ]  # fmt: skip
 
 
-def _machine() -> str:
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.processor())  # fmt: skip
+def machine() -> str:
+    """The processor, its bf16, and the threads that a run had."""
+    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = next(line.split(":")[1].strip() for line in cpu.splitlines() if line.startswith("model name"))
     threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
-    flags = Path("/proc/cpuinfo").read_text()
-    return f"{model}, {'AVX512-BF16' if 'avx512_bf16' in flags else 'no bf16'}, {threads} thread(s)"
+    return f"{model} {'with' if 'avx512_bf16' in cpu else 'without'} AVX512-BF16, {threads} thread(s)"
 
 
-def plot(runs: list[Run], words: dict[str, str]) -> None:
+def plot(runs: list[Run]) -> None:
     """Trained parameters against quality, a panel a task; LoRA's ranks joined."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(13, 5.5))
-    for axis, task in zip(axes, TASKS, strict=True):
+    figure, axes = plt.subplots(1, len(QUALITY), figsize=(13, 5.5))
+    for axis, (task, word) in zip(axes, QUALITY.items(), strict=True):
         mine = {r.name: f for r in runs if r.task == task and (f := figures(r)) is not None}
-        for name, f in mine.items():
-            if name in METHODS:
-                axis.plot(f["trained"], 100 * f["quality"], "s" if METHODS[name].prompt_learning else "o", color="C0")
-                axis.annotate(
-                    name, (f["trained"], 100 * f["quality"]), fontsize=8, xytext=(4, 3), textcoords="offset points"
-                )
-        ranked = sorted((_rank(r), mine[r.name]) for r in runs if r.task == task and r.name in mine and (r.name == "lora" or r.name.startswith("lora-r")))  # fmt: skip
-        axis.plot(
-            [f["trained"] for _, f in ranked],
-            [100 * f["quality"] for _, f in ranked],
-            ":",
-            color="C1",
-            label="LoRA, r = 1 to 64",
-        )
-        axis.set(xscale="log", xlabel="trained parameters", ylabel=f"{words[task]}, %", title=task)
+        for name in (m for m in METHODS if m in mine):
+            at = (mine[name]["trained"], 100 * mine[name]["quality"])
+            axis.plot(*at, "s" if METHODS[name].prompt_learning else "o", color="C0")
+            axis.annotate(name, at, fontsize=8, xytext=(4, 3), textcoords="offset points")
+        ranked = [mine[n] for r in RANKS if (n := "lora" if r == 16 else f"lora-r{r}") in mine]
+        line = ([f["trained"] for f in ranked], [100 * f["quality"] for f in ranked])
+        axis.plot(*line, ":", color="C1", label="LoRA, r = 1 to 64")
+        axis.set(xscale="log", xlabel="trained parameters", ylabel=f"{word}, %", title=task)
         axis.legend(loc="lower right", frameon=False)
         axis.grid(alpha=0.3)
     figure.text(0.01, 0.01, "squares: virtual tokens", fontsize=8)
