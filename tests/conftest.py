@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,66 @@ def _teach(model, tokenizer, steps=60):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def tagged(text: str) -> list[tuple[str, str]]:
+    """`Ada/B-PER met/O` as words with their tags."""
+    return [tuple(word.rsplit("/", 1)) for word in text.split()]
+
+
+SENTENCES = [
+    tagged("Ada/B-PER Lovelace/I-PER met/O Acme/B-ORG in/O Rome/B-LOC ./O"),
+    tagged("Rome/B-LOC is/O far/O from/O Oslo/B-LOC ./O"),
+    tagged("Acme/B-ORG Works/I-ORG hired/O Alan/B-PER Turing/I-PER ./O"),
+    tagged("Alan/B-PER was/O born/O in/O Oslo/B-LOC ./O"),
+    tagged("It/O rained/O all/O day/O ./O"),
+    tagged("Ada/B-PER left/O Rome/B-LOC for/O Acme/B-ORG ./O"),
+]
+
+
+def make_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
+    """A BERT of 32 features whose WordPiece cuts most words, and knows every character, Chinese too."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=False)
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words = [" ".join(word for word, _ in sentence) for sentence in SENTENCES]
+    alphabet = [*string.ascii_letters, *string.digits, *".,'#", *"王小明在北京大学读书李雷去上海"]
+    raw.train_from_iterator(
+        words, trainers.WordPieceTrainer(vocab_size=140, special_tokens=special, initial_alphabet=alphabet,
+                                         show_progress=False),
+    )  # fmt: skip
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=128, pad_token_id=0, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory):
+    return make_tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+def write_conll(path: Path, sentences=SENTENCES, separator=" ") -> Path:
+    path.write_text("\n".join("".join(f"{w}{separator}{t}\n" for w, t in s) for s in sentences), encoding="utf-8")
+    return path
 
 
 def write_jsonl(path: Path, rows) -> Path:

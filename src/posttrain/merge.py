@@ -1,4 +1,4 @@
-"""`posttrain merge`: a run's adapter added into its base, written as a plain model, and proven to answer the same.
+"""`posttrain merge`: a run's adapter added into its base, written as a plain model, read back and proven the same.
 
 A 4-bit base is dequantised first: adding an adapter into NF4 weights rounds it away (huggingface/peft#2321).
 """
@@ -8,12 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .adapters import load_policy
+from .adapters import load_policy, unload_merged
 from .artifacts import verify
 from .errors import ArtifactError, GateError
 from .gates import dtype_of, probe_logprobs, same_outputs
 from .methods import METHODS
-from .models import load_tokenizer
+from .models import load_base, load_tokenizer
 from .settings import ModelSettings
 
 
@@ -37,18 +37,24 @@ def merge(run_dir: Path, output: Path) -> None:
     model = load_policy(run_dir, dequantize=True)
     probe = lineage.metrics["probe"]
     expected = _outputs(model, tokenizer, probe)
-    merged = model.merge_and_unload()
-    gate = same_outputs("merge", _outputs(merged, tokenizer, probe), expected, dtype=dtype_of(merged))
-    if not gate.passed:
-        raise GateError(f"merging {run_dir} changed its outputs by {gate.value:.4g}, must be {gate.accepted}")
+    merged = unload_merged(model)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     merged.save_pretrained(str(partial))
     tokenizer.save_pretrained(str(partial))
     source = {"run": str(run_dir.resolve()), "key": lineage.key, "digest": lineage.digest, "task": lineage.task}
     (partial / "posttrain.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+    name, dtype = type(merged).__name__, dtype_of(merged)
+    settings = ModelSettings(dtype=dtype)  # type: ignore[arg-type]
+    del model, merged  # one model in memory at a time
+    labels = lineage.metrics.get("labels", ())
+    written = load_base(str(partial), settings, task=lineage.task or "CAUSAL_LM", labels=labels)
+    written.config.pad_token_id = lineage.base["pad_token_id"]
+    gate = same_outputs("merge", _outputs(written, tokenizer, probe), expected, dtype=dtype)
+    if not gate.passed:
+        raise GateError(f"merging {run_dir} changed its outputs by {gate.value:.4g}, must be {gate.accepted}")
     partial.replace(output)
-    print(f"{output}: {type(merged).__name__}, outputs within {gate.value:.2g} of the adapter's")
+    print(f"{output}: {name}, outputs within {gate.value:.2g} of the adapter's")
 
 
 def _outputs(model: Any, tokenizer: Any, probe: dict[str, Any]) -> list[float]:

@@ -11,15 +11,21 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
-from conftest import WORDS, run_here, write_jsonl
+from conftest import WORDS, run_here, write_conll, write_jsonl
 from posttrain.adapters import load_policy, peft_config
 from posttrain.errors import ArtifactError, ConfigError
 from posttrain.evaluation import generate, read_answers
 from posttrain.gates import probe_logprobs
 from posttrain.merge import merge
-from posttrain.methods import DPO, METHODS, PPO, REWARD, TASKS, method_of
+from posttrain.methods import DPO, METHODS, NER, PPO, REWARD, TASKS, method_of
+from posttrain.ner.alignment import encode, predict, probe_logits
 from posttrain.reward import score
 from posttrain.settings import AdapterSettings
 
@@ -199,6 +205,10 @@ def test_reward(world, method, start, tmp_path):
     rows = [model(input_ids=torch.tensor([ids])).logits.item() for ids in probe["input_ids"]]
     assert rows == pytest.approx(probe["scores"], abs=1e-4)
     assert len(set(probe["scores"])) > 2
+    if METHODS[method].mergeable and start == "merge":
+        merge(tmp_path / "run", tmp_path / "merged")
+        merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+        assert score(merged, tokenizer, probe["input_ids"]) == pytest.approx(probe["scores"], abs=1e-3)
 
 
 def test_a_prefix_makes_a_reward_model_of_a_base(world, tmp_path):
@@ -239,6 +249,40 @@ def test_ppo(world, method, start, tmp_path):
     expected = lineage["metrics"]["probe"]["logprobs"]
     assert outputs(load_policy(tmp_path / "run"), tmp_path / "run") == pytest.approx(expected, abs=1e-3)
     assert moved(world.sft(method), tmp_path / "run") > 1e-5
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if NER in METHODS[name].tasks])
+def test_ner(world, tiny_bert, method, tmp_path):
+    sentences = write_conll(tmp_path / "train.conll")
+    run = tmp_path / "run"
+    lineage = world.run(
+        "ner", run, "--model_name_or_path", tiny_bert, "--train_file", sentences, "--test_file", sentences,
+        *chosen(method),
+    )  # fmt: skip
+    labels, probe = lineage["metrics"]["labels"], lineage["metrics"]["probe"]
+    assert len(probe["logits"]) == len(probe["input_ids"]) * len(labels)
+
+    # Plain PEFT, on an untouched base.
+    tokenizer = AutoTokenizer.from_pretrained(run / lineage["kind"])
+    if method == "none":
+        model = AutoModelForTokenClassification.from_pretrained(run / "model")
+    else:
+        base = AutoModelForTokenClassification.from_pretrained(tiny_bert, num_labels=len(labels))
+        model = PeftModel.from_pretrained(base, run / "adapter").eval()
+    for loaded in (model, load_policy(run)):
+        assert probe_logits(loaded, probe["input_ids"]) == pytest.approx(probe["logits"], abs=1e-4)
+
+    # What was found in a batch is what is found in a row alone, without padding.
+    rows = [json.loads(line) for line in (run / "answers" / "test.jsonl").read_text().splitlines()]
+    for row in rows:
+        classes, _ = predict(model, tokenizer, encode([row["tokens"]], tokenizer, max_length=128, overlap=8))
+        assert [labels[c] for c in classes[0]] == row["found"]
+
+    if METHODS[method].mergeable:
+        merge(run, tmp_path / "merged")
+        merged = AutoModelForTokenClassification.from_pretrained(tmp_path / "merged")
+        assert probe_logits(merged, probe["input_ids"]) == pytest.approx(probe["logits"], abs=1e-3)
+        assert merged.config.id2label == dict(enumerate(labels))
 
 
 REFUSED = [(name, task) for name in METHODS for task in METHODS[name].refused]

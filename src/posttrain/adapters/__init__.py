@@ -12,6 +12,7 @@ from .takeover import (
     load_policy,
     merged_onto,
     start_model,
+    unload_merged,
     without_adapter,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "merged_onto",
     "peft_config",
     "start_model",
+    "unload_merged",
     "without_adapter",
 ]

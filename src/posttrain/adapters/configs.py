@@ -21,9 +21,24 @@ def peft_config(settings: AdapterSettings, *, task: str, base: str) -> Any | Non
         targets = targets.split(",")
     common = {"task_type": task, "base_model_name_or_path": base}
     with_layers = {**common, "target_modules": targets, "modules_to_save": settings.modules_to_save}
-    if task == "TOKEN_CLS" and settings.method not in _OWN_TARGETS and targets in (None, ALL_LINEAR):
+    if task == "TOKEN_CLS" and settings.method not in (*_OWN_TARGETS, "vera") and targets in (None, ALL_LINEAR):
         with_layers["exclude_modules"] = ["classifier"]  # it is trained whole; an adapter on it too crashes PEFT
     return _MAKERS[settings.method](settings, common, with_layers)
+
+
+def fit(config: Any | None, model: Any) -> None:
+    """Name in `config` what depends on the model, and what PEFT does not know by itself."""
+    from torch.nn import Linear
+
+    if config is None or getattr(config, "target_modules", None) not in (None, ALL_LINEAR):
+        return
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind == "LN_TUNING":
+        norms = [n for n, m in model.named_modules() if type(m).__name__.endswith(("LayerNorm", "RMSNorm"))]
+        config.target_modules = {name.rpartition(".")[2] for name in norms}
+    elif kind == "VERA" and config.task_type == "TOKEN_CLS":  # it has no `exclude_modules`
+        linear = [n for n, m in model.named_modules() if isinstance(m, Linear) and n != "classifier"]
+        config.target_modules = set(linear)
 
 
 # Methods whose default targets PEFT, or we, know by the model's type; the others adapt every linear layer.

@@ -17,7 +17,7 @@ from ..errors import ArtifactError, ConfigError
 from ..methods import METHODS, check_takeover, method_of
 from ..models import load_base
 from ..settings import AdapterSettings, ModelSettings
-from .configs import peft_config
+from .configs import fit, peft_config
 
 ADAPTER = "adapter"  # the folder of a run's adapter
 MODEL = "model"  # the folder of a run's full weights, when adapter.method is none
@@ -94,13 +94,28 @@ def merged_onto(run_dir: Path, settings: ModelSettings, *, task: str) -> Any:
             "adapter.start: continue, or `posttrain merge` first and train on the merged model"
         )
     merged = load_policy(run_dir, model_settings=settings)
-    if hasattr(merged, "merge_and_unload"):
-        merged = merged.merge_and_unload()
+    if hasattr(merged, "peft_config"):
+        merged = unload_merged(merged)
     if task == "CAUSAL_LM":
         return merged
     target = load_base(read_lineage(run_dir).base["name"], settings, task=task)
     _copy_trunk(merged, target)
     return target
+
+
+def unload_merged(model: Any) -> Any:
+    """A PeftModel as a plain one: its adapter added into the weights, its trained head in the head's place.
+
+    PEFT 0.21 leaves the head of LayerNorm tuning in its wrapper, and under the wrapper's names in a file.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    merged = model.merge_and_unload()
+    for name, module in list(merged.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, own = name.rpartition(".")
+            setattr(merged.get_submodule(parent), own, module.modules_to_save[module.active_adapter])
+    return merged
 
 
 def _copy_trunk(source: Any, target: Any) -> None:
@@ -152,6 +167,7 @@ def _fresh(model: Any, config: Any | None) -> tuple[Any, Any | None]:
 
     A trainer that makes it has no moment at which the reference could be copied.
     """
+    fit(config, model)
     if config is None or not METHODS[method_of(config)].mutates_base:
         return model, config
     from peft import get_peft_model

@@ -10,11 +10,12 @@ from ..artifacts import write_atomically
 from ..errors import DataError
 from ..logs import say
 from ..lora import use_accumulated_lora
+from ..methods import is_prompt_learning
 from ..models import describe_base
 from ..policy import model_settings, reload_gate
 from ..settings import NerDataSettings, NerSettings
 from ..stage import Stage, trained_model
-from .alignment import Encoded, check_tokenizer, encode, predict, probe_logits
+from .alignment import IGNORED, Encoded, check_tokenizer, encode, predict, probe_logits
 from .metrics import as_lines, entity_scores, mistakes
 from .reading import Sentences, check_against_train, load_hub_sentences, load_sentences
 
@@ -113,8 +114,18 @@ def make_trainer(
         eval_dataset=to_dataset(encoded["validation"], validation, labels) if validation else None,
         processing_class=tokenizer,
         data_collator=DataCollatorForTokenClassification(tokenizer),
+        compute_loss_func=behind_virtual_tokens if is_prompt_learning(model) else None,
         **(metrics_while_training(encoded["validation"], validation, labels) if validation else {}),
     )
+
+
+def behind_virtual_tokens(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    """The loss over a row's own tokens: PEFT 0.21 leaves the labels of a tagger shorter than its logits."""
+    import torch
+
+    logits = outputs.logits[:, -labels.shape[1] :].flatten(0, 1).float()
+    total = torch.nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def to_dataset(encoded: Encoded, found: Sentences, labels: list[str]) -> Any:

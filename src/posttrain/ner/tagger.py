@@ -31,6 +31,10 @@ class Entity:
 
 def tag(model_dir: Path, text: str, *, as_json: bool = False) -> None:
     """Print the entities of a text, or of each line of a file. Raises a PosttrainError."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # entities are what is wanted, not what the loader notices
+    transformers.logging.disable_progress_bar()
     file = Path(text)
     texts = _lines(file) if len(text) < 256 and file.is_file() else [text]
     model, tokenizer, max_length, overlap = load_tagger(model_dir)

@@ -1,0 +1,94 @@
+"""Words and sub-words: against the tokenizer's own account, and by what must hold of any cut."""
+
+import random
+
+import pytest
+from transformers import AutoTokenizer
+
+from conftest import SENTENCES
+from posttrain.errors import DataError
+from posttrain.ner.alignment import IGNORED, encode
+
+WORDS = [[word for word, _ in sentence] for sentence in SENTENCES]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_bert):
+    return AutoTokenizer.from_pretrained(tiny_bert)
+
+
+def test_the_first_sub_word_of_a_word_carries_its_class(tokenizer):
+    encoded = encode(WORDS, tokenizer, max_length=64, overlap=8)
+    tags = [[100 + w for w in range(len(words))] for words in WORDS]
+    dataset = encoded.to_dataset(tags)
+    for i, words in enumerate(WORDS):
+        theirs = tokenizer(words, is_split_into_words=True)
+        assert dataset[i]["input_ids"] == theirs["input_ids"]
+        before, expected = None, []
+        for word in theirs.word_ids():
+            expected.append(IGNORED if word is None or word == before else 100 + word)
+            before = word
+        assert dataset[i]["labels"] == expected
+    assert any(len(w.input_ids) > len(w.words) + 2 for w in encoded.windows)  # some word has several
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 6])
+@pytest.mark.parametrize("max_length", [10, 17, 64])
+def test_every_word_is_asked_about_once(tokenizer, max_length, overlap):
+    rng = random.Random(0)
+    texts = [[rng.choice(WORDS[0] + WORDS[2]) for _ in range(n)] for n in (1, 2, 7, 40, 121)]
+    encoded = encode(texts, tokenizer, max_length=max_length, overlap=overlap)
+    asked = [(w.sentence, word) for w in encoded.windows for word in w.words]
+    assert sorted(asked) == [(s, w) for s, words in enumerate(texts) for w in range(len(words))]
+    assert max(len(w.input_ids) for w in encoded.windows) <= max_length
+    per_sentence = [sum(w.sentence == s for w in encoded.windows) for s in range(len(texts))]
+    assert encoded.windowed == sum(n > 1 for n in per_sentence)
+    for window in encoded.windows:
+        ids = tokenizer(texts[window.sentence], is_split_into_words=True, add_special_tokens=False)
+        firsts = {word: ids.word_ids().index(word) for word in window.words}
+        assert [window.input_ids[p] for p in window.places] == [ids["input_ids"][firsts[w]] for w in window.words]
+        inner = [p for p in window.places if p > 1]
+        assert all(p <= len(window.input_ids) - 2 for p in inner)
+
+
+def test_a_word_is_asked_about_where_it_stands_farther_from_the_edge(tokenizer):
+    words = ["Rome"] * 100
+    encoded = encode([words], tokenizer, max_length=22, overlap=8)
+    first, second = encoded.windows[:2]
+    width = len(tokenizer(["Rome"], is_split_into_words=True, add_special_tokens=False)["input_ids"])
+    assert max(first.places) < 1 + 20 - 4 + width
+    assert min(second.places) >= 1 + 4
+
+
+def test_predictions_come_back_to_their_words(tokenizer):
+    rng = random.Random(1)
+    texts = [[rng.choice(WORDS[0]) for _ in range(n)] for n in (5, 60, 3)]
+    encoded = encode(texts, tokenizer, max_length=12, overlap=4)
+    number = {id(w): i for i, w in enumerate(encoded.windows)}
+    rows = [[None] * len(w.input_ids) for w in encoded.windows]
+    for window in encoded.windows:
+        for word, place in zip(window.words, window.places, strict=True):
+            rows[number[id(window)]][place] = (window.sentence, word)
+    assert encoded.gather(rows, None) == [[(s, w) for w in range(len(words))] for s, words in enumerate(texts)]
+
+
+def test_what_is_cut_is_counted(tokenizer):
+    words = ["Rome"] * 30
+    encoded = encode([words, ["Oslo"]], tokenizer, max_length=12, overlap=4, cut=True)
+    kept = len(encoded.windows[0].words)
+    assert (encoded.cut_sentences, encoded.cut_words, len(encoded.windows)) == (1, 30 - kept, 2)
+    assert 0 < kept < 30
+    assert f"1 long sentences cut, {30 - kept} words left out" in encoded.describe()
+    assert encoded.gather([[1] * 12, [1] * 12], 0)[0] == [1] * kept + [0] * (30 - kept)
+
+
+def test_a_word_without_a_token_stays_outside(tokenizer):
+    encoded = encode([["Rome", "\u200b", "Oslo"]], tokenizer, max_length=32, overlap=4)
+    assert encoded.invisible_words == 1
+    assert encoded.windows[0].words == [0, 2]
+    assert encoded.gather([[1] * 32], 0) == [[1, 0, 1]]
+
+
+def test_an_overlap_without_room(tokenizer):
+    with pytest.raises(DataError, match="window_overlap is 10: a window of max_length 12 has room for 10 tokens"):
+        encode(WORDS, tokenizer, max_length=12, overlap=10)
