@@ -145,6 +145,11 @@ def test_sft(world, method, tmp_path):
         loss = model(input_ids=ids, labels=labels).loss
         assert loss.item() == pytest.approx(-sum(expected) / len(expected), abs=1e-4)
 
+    if method == "adalora":  # ranks were shared out: half as many again at the start, as many as asked for at the end
+        ranks = json.loads((run / "adapter" / "adapter_config.json").read_text())["rank_pattern"]
+        assert {len(kept) for kept in ranks.values()} == {6}
+        assert sum(map(sum, ranks.values())) == 4 * len(ranks)
+
     # The answers of the stage are those of a row alone, without padding.
     answers = read_answers(run / "answers" / "after.jsonl")
     assert len(answers) == 6

@@ -7,7 +7,8 @@ from transformers import AutoTokenizer
 
 from conftest import SENTENCES
 from posttrain.errors import DataError
-from posttrain.ner.alignment import IGNORED, encode
+from posttrain.ner.alignment import IGNORED, encode, predict, probe_logits
+from posttrain.ner.stage import behind_virtual_tokens
 
 WORDS = [[word for word, _ in sentence] for sentence in SENTENCES]
 
@@ -92,3 +93,59 @@ def test_a_word_without_a_token_stays_outside(tokenizer):
 def test_an_overlap_without_room(tokenizer):
     with pytest.raises(DataError, match="window_overlap is 10: a window of max_length 12 has room for 10 tokens"):
         encode(WORDS, tokenizer, max_length=12, overlap=10)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bert):
+    import torch
+    from transformers import AutoModelForTokenClassification
+
+    torch.manual_seed(0)
+    return AutoModelForTokenClassification.from_pretrained(tiny_bert, num_labels=5).eval()
+
+
+def test_padding_changes_no_probability(model, tokenizer):
+    """Windows of several lengths in one batch, against transformers' own forward of each alone."""
+    import torch
+
+    encoded = encode(WORDS, tokenizer, max_length=64, overlap=8)
+    assert len({len(w.input_ids) for w in encoded.windows}) > 1
+    classes, sure = predict(model, tokenizer, encoded)
+    for window, found, probabilities in zip(encoded.windows, classes, sure, strict=True):
+        with torch.no_grad():
+            alone = model(input_ids=torch.tensor([window.input_ids])).logits[0, window.places].softmax(-1).max(-1)
+        assert found == alone.indices.tolist()
+        assert probabilities == pytest.approx(alone.values.tolist(), abs=1e-6)
+
+
+def test_a_rows_logits_are_behind_its_virtual_tokens(tiny_bert, tokenizer):
+    """Against BERT given the embeddings by hand."""
+    import torch
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForTokenClassification
+
+    torch.manual_seed(0)
+    base = AutoModelForTokenClassification.from_pretrained(tiny_bert, num_labels=5)
+    model = get_peft_model(base, PromptTuningConfig(num_virtual_tokens=3, task_type="TOKEN_CLS")).eval()
+    ids = tokenizer(WORDS[0], is_split_into_words=True)["input_ids"]
+    prompt = model.prompt_encoder["default"].embedding.weight
+    rows = torch.cat([prompt, base.get_input_embeddings()(torch.tensor(ids))])[None]
+    with torch.no_grad():
+        by_hand = model.get_base_model()(inputs_embeds=rows).logits[0, 3:]
+    assert probe_logits(model, ids) == pytest.approx(by_hand.flatten().tolist(), abs=1e-5)
+
+
+def test_the_loss_is_over_a_rows_own_tokens():
+    from types import SimpleNamespace
+
+    import torch
+
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 9, 4), torch.tensor([[-100, 1, 2, 0, -100], [-100, 3, -100, -100, -100]])
+    own = logits[:, 4:].log_softmax(-1)
+    expected = -(own[0, 1, 1] + own[0, 2, 2] + own[0, 3, 0] + own[1, 1, 3])
+    out = SimpleNamespace(logits=logits)
+    assert behind_virtual_tokens(out, labels).item() == pytest.approx(expected.item() / 4, rel=1e-5)
+    assert behind_virtual_tokens(out, labels, num_items_in_batch=8).item() == pytest.approx(
+        expected.item() / 8, rel=1e-5
+    )

@@ -61,6 +61,8 @@ def test_mistakes_are_named_with_their_first_place():
     twice = mistakes(WORDS * 2, TRUE * 2, [[tag for tag in row] for row in FOUND] + TRUE, ORIGINS * 2, most=2)
     assert [m.count for m in twice] == [1, 1]
     assert mistakes(WORDS, TRUE, TRUE, ORIGINS) == []
+    beside = mistakes([["a", "b", "c"]], [["O", "B-LOC", "O"]], [["B-PER", "O", "B-ORG"]], ORIGINS)
+    assert [m.kind for m in beside] == ["LOC missed", "PER where there is none", "ORG where there is none"]
 
 
 def test_the_table_ends_with_the_average():
