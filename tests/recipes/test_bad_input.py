@@ -49,7 +49,7 @@ def test_a_bad_file(content, message, tiny, tmp_path):
         (["--learning_rat", "1"], "unknown key 'learning_rat'; did you mean 'learning_rate'?"),
         (["--learning_rate", "fast"], "learning_rate must be a number, got 'fast'"),
         (["--adapter.r", "0"], "adapter.r must be at least 1, got 0"),
-        (["--adapter.method", "lra"], "adapter.method must be one of lora, rslora, dora, none"),
+        (["--adapter.method", "lra"], "adapter.method must be one of lora, rslora, dora, pissa"),
         (["--inputs.reward", "x"], "unknown key 'inputs.reward'"),
         (["--learning_rate"], "--learning_rate has no value"),
         (["stray"], "unexpected argument 'stray'"),
