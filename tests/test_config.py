@@ -38,7 +38,10 @@ def build(recipe="sft", **document):
         ({"per_device_train_batch_size": 0.5}, r"per_device_train_batch_size must be an integer, got 0.5"),
         ({"gradient_checkpointing": 1}, r"gradient_checkpointing must be"),
         ({"adapter": {"dropout": 1.5}}, r"adapter.dropout must be at least 0 and at most 0.99, got 1.5"),
-        ({"adapter": {"method": "lore"}}, r"adapter.method must be one of lora, rslora, dora, pissa, .*none, got 'lore'"),
+        (
+            {"adapter": {"method": "lore"}},
+            r"adapter.method must be one of lora, rslora, dora, pissa, .*none, got 'lore'",
+        ),
         ({"learning_rate": float("nan")}, r"learning_rate must be greater than 0, got nan"),
     ],
 )

@@ -84,6 +84,12 @@ def test_four_bit_weights():
         stage(adapter={"method": "pissa"}, load_in_4bit=True)
 
 
+def test_vllm_wants_an_adapter_that_merges():
+    assert stage("ppo", adapter={"method": "ia3"}, use_vllm=True).values["use_vllm"]
+    with pytest.raises(ConfigError, match="use_vllm: vLLM gets a policy's weights merged, and bottleneck cannot be"):
+        stage("ppo", adapter={"method": "bottleneck"}, use_vllm=True)
+
+
 def made_with(method, **more):
     return dataclasses.asdict(AdapterSettings(method=method, **more))
 

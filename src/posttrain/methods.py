@@ -171,6 +171,9 @@ def settle(
     if values.get("load_in_4bit") and not method.four_bit:
         raise ConfigError(f"adapter.method: {name} does not train on 4-bit weights; use lora, or load_in_4bit: false")
 
+    if values.get("use_vllm") and not method.mergeable and name != "none":
+        raise ConfigError(f"use_vllm: vLLM gets a policy's weights merged, and {name} cannot be; set it to false")
+
     if has_policy and settings.start == "continue" and not method.continues and method.mergeable:
         why = "a second adapter beside it would rewrite the base again" if method.mutates_base else "it trains one only"
         if "adapter.start" in given and given["adapter.start"] == place:

@@ -62,5 +62,5 @@ def _load(model: Any, saved: dict[str, Tensor]) -> None:
             config = model.peft_config["default"]
             config.rank_pattern = {**(config.rank_pattern or {}), parameter: tensor.tolist()}
         else:
-            getattr(model.rankallocator, kind)[parameter] = tensor
+            getattr(model.rankallocator, kind)[parameter] = tensor.to(model.device)
     assert not parameters, f"a checkpoint without {sorted(parameters)[:3]}"
