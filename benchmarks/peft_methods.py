@@ -29,7 +29,7 @@ from posttrain.artifacts import is_complete, read_lineage
 from posttrain.launch import ROOT
 from posttrain.methods import METHODS
 
-RUNS = Path("runs/peft")
+RUNS = ROOT / "runs" / "peft"
 RESULTS = ROOT / "benchmarks" / "results"
 QUALITY = {"sft": "exact match", "ner": "entity F1"}
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -42,7 +42,7 @@ TARGETS = {
     "ner": {
         "query, value": "query,value",
         "attention": "query,key,value,attention.output.dense",
-        "feed-forward": "intermediate.dense,output.dense",
+        "feed-forward": "intermediate.dense," + ",".join(f"{i}.output.dense" for i in range(6)),
     },
 }
 TASKS: dict[str, list[str]] = {

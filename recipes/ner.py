@@ -27,7 +27,7 @@ def main() -> None:
     base = check_base(settings, None)
     tokenizer = load_tokenizer(base, settings, task="TOKEN_CLS")
     sets = {"train": train, "validation": validation, "test": test}
-    encoded = ner.encode_all(stage, tokenizer, sets)
+    encoded = ner.encode_all(stage, tokenizer, sets, base)
 
     # Model and adapter
     model = ner.start(stage, base, labels)

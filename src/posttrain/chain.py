@@ -134,6 +134,12 @@ def _check_takeovers(path: Path, stages: Mapping[str, ChainStage]) -> None:
         parent = stages.get(stage.parents.get("policy", ""))
         if parent is not None and {"adapter"} <= parent.config.groups.keys() & stage.config.groups.keys():
             made_with = dataclasses.asdict(parent.config.adapter)
+            merged = parent.config.adapter.start == "merge" and "policy" in parent.parents
+            if merged and stage.config.adapter.start == "continue" and parent.config.adapter.method != "none":
+                raise ConfigError(
+                    f"{path}: stages.{stage.name}: adapter.start: continue cannot follow {parent.name}, which merges its "
+                    "own input; use adapter.start: merge"
+                )
             check_takeover(f"{path}: stages.{stage.name}: its input {parent.name}", made_with, stage.config.adapter)
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 
 from .errors import ConfigError
-from .methods import settle
+from .methods import COMMAND_LINE, settle
 from .schema import coerce, describe, fields_of
 from .settings import RECIPES, TRAINER_RANGES, UNKEYED, AdapterSettings, GateSettings, Recipe
 
@@ -142,7 +142,7 @@ def build(
     spec = RECIPES[recipe]
     document = {k: v for k, v in document.items() if not (k == "recipe" and v == recipe)}
     given: dict[str, tuple[Any, str]] = {}  # dotted key -> value, where it was written
-    for where, mapping in ((source, document), ("the command line", overrides or {})):
+    for where, mapping in ((source, document), (COMMAND_LINE, overrides or {})):
         for key, value in mapping.items():
             if key in spec.groups or key == "inputs":
                 if not isinstance(value, Mapping):

@@ -85,7 +85,8 @@ def same_outputs(name: str, got: Sequence[float], expected: Sequence[float], *, 
     """Whether two lists of numbers agree within the tolerance of `dtype`."""
     if len(got) != len(expected):
         raise GateError(f"{name}: {len(got)} numbers against {len(expected)}; the probe row was cut")
-    worst = max((abs(a - b) for a, b in zip(got, expected, strict=True)), default=0.0)
+    differences = [abs(a - b) for a, b in zip(got, expected, strict=True)]
+    worst = math.nan if any(map(math.isnan, differences)) else max(differences, default=0.0)
     tolerance = TOLERANCE[dtype]
     return Gate(name, worst <= tolerance, worst, f"at most {tolerance:g} (largest difference of outputs)", advice)
 

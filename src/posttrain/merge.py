@@ -52,6 +52,7 @@ def merge(run_dir: Path, output: Path) -> None:
     written.config.pad_token_id = lineage.base["pad_token_id"]
     gate = same_outputs("merge", _outputs(written, tokenizer, probe), expected, dtype=dtype)
     if not gate.passed:
+        shutil.rmtree(partial)
         raise GateError(f"merging {run_dir} changed its outputs by {gate.value:.4g}, must be {gate.accepted}")
     partial.replace(output)
     print(f"{output}: {name}, outputs within {gate.value:.2g} of the adapter's")

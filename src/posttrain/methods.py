@@ -15,6 +15,7 @@ from typing import Any
 from .errors import ConfigError
 from .settings import AdapterSettings
 
+COMMAND_LINE = "the command line"  # where a key was written, in messages
 SFT, REWARD, DPO, PPO, NER = "sft", "reward", "dpo", "ppo", "ner"
 TASKS = (SFT, REWARD, DPO, PPO, NER)
 _LOW_RANK = frozenset({"r", "alpha", "target_modules", "modules_to_save"})
@@ -147,15 +148,16 @@ def settle(
         why, nearest = method.refused[recipe]
         raise ConfigError(f"adapter.method: {name} cannot train {recipe}: {why}; use {nearest}")
 
-    place = given.get("adapter.method")
     unread = [
         f.name for f in dataclasses.fields(AdapterSettings)
         if f"adapter.{f.name}" in given and f.name not in method.reads | _ALWAYS
     ]  # fmt: skip
     for key in unread:
-        if given[f"adapter.{key}"] == place:
+        if not _gives_way(f"adapter.{key}", given):
             reads = ", ".join(sorted(method.reads)) or "nothing"
-            raise ConfigError(f"{place}: adapter.{key} means nothing to {name}, which reads {reads}; leave it out")
+            raise ConfigError(
+                f"{given[f'adapter.{key}']}: adapter.{key} means nothing to {name}, which reads {reads}; leave it out"
+            )
         notes.append(f"adapter.{key} of {given[f'adapter.{key}']} is left out: it means nothing to {name}")
     defaults = AdapterSettings()
     settings = dataclasses.replace(settings, **{key: getattr(defaults, key) for key in unread})
@@ -168,6 +170,15 @@ def settle(
         if recipe != NER and "gradient_checkpointing" not in given:  # TRL's trainers have it on
             values["gradient_checkpointing"] = False
             notes.append(f"gradient_checkpointing is off: {why}")
+    if values.get("load_best_model_at_end") and method.prompt_learning:
+        raise ConfigError(
+            f"load_best_model_at_end: PEFT reads a checkpoint of {name} into the wrong weights; set it to false"
+        )
+    if recipe == DPO and values.get("precompute_ref_log_probs") and has_policy and settings.start == "continue":
+        raise ConfigError(
+            "precompute_ref_log_probs: TRL computes them before the reference is whole (adapter.start: continue); use "
+            "adapter.start: merge, or set it to false"
+        )
     if values.get("load_in_4bit") and not method.four_bit:
         raise ConfigError(f"adapter.method: {name} does not train on 4-bit weights; use lora, or load_in_4bit: false")
 
@@ -175,9 +186,13 @@ def settle(
         raise ConfigError(f"use_vllm: vLLM gets a policy's weights merged, and {name} cannot be; set it to false")
 
     if has_policy and settings.start == "continue" and not method.continues and method.mergeable:
+        if values.get("load_in_4bit"):
+            raise ConfigError(f"adapter.method: {name} cannot go on from a policy on 4-bit weights; use lora")
         why = "a second adapter beside it would rewrite the base again" if method.mutates_base else "it trains one only"
-        if "adapter.start" in given and given["adapter.start"] == place:
-            raise ConfigError(f"{place}: adapter.start: continue is wrong for {name}: {why}; use merge")
+        if "adapter.start" in given and not _gives_way("adapter.start", given):
+            raise ConfigError(
+                f"{given['adapter.start']}: adapter.start: continue is wrong for {name}: {why}; use merge"
+            )
         settings = dataclasses.replace(settings, start="merge")
         notes.append(f"adapter.start is merge, not continue, for {name}: {why}")
     if recipe == DPO and not method.identity and not (has_policy and settings.start == "continue"):
@@ -186,6 +201,12 @@ def settle(
             "reference; go on from an inputs.policy of the same method (adapter.start: continue), or use lora"
         )
     return settings, notes
+
+
+def _gives_way(key: str, given: Mapping[str, str]) -> bool:
+    """Whether a key was written for another method: in a file, while the command line names the method."""
+    method_at = given.get("adapter.method")
+    return method_at == COMMAND_LINE and given[key] != method_at
 
 
 def check_takeover(source: str, parent: Mapping[str, Any], child: AdapterSettings) -> None:

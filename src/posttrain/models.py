@@ -85,6 +85,9 @@ def load_tokenizer(
     except (OSError, ValueError) as error:
         raise ArtifactError(_unreachable(name, error)) from error
     if task == "TOKEN_CLS":
+        tokenizer.padding_side = "right"  # places of words are counted from the left
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
     if tokenizer.eos_token_id is None:
         raise ArtifactError(f"{name}: the tokenizer has no EOS token, so that a policy could never learn to stop")
@@ -123,6 +126,7 @@ def load_base(
     if task == "TOKEN_CLS":
         kwargs["id2label"] = dict(enumerate(labels))
         kwargs["label2id"] = {label: i for i, label in enumerate(labels)}
+        kwargs["ignore_mismatched_sizes"] = True  # a published tagger's head has its own labels, and gives way
     try:
         model = head.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
@@ -149,6 +153,7 @@ def _nf4(settings: ModelSettings, dtype: Any) -> Any:
         raise ConfigError("load_in_4bit: true needs bitsandbytes: pip install 'posttrain[bitsandbytes]'")
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=["lm_head", "classifier", "score"],  # transformers' own guess of the head misses BERT's
         bnb_4bit_quant_type=settings.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=settings.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=dtype,

@@ -130,7 +130,7 @@ def reload_gate(
     def fresh() -> Any:
         loaded = foundation(base, model_settings(stage), stage.inputs.get("policy"), start, task=task, labels=labels)
         loaded.config.pad_token_id = model.config.pad_token_id
-        return loaded
+        return loaded.to(model.device)
 
     return gates.reloads(model, stage.run_dir / ADAPTER, forward, dtype=gates.dtype_of(model), fresh=fresh)
 

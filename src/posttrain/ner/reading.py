@@ -52,6 +52,13 @@ class Sentences:
     def __len__(self) -> int:
         return len(self.sentences)
 
+    def first(self, count: int) -> "Sentences":
+        """The first sentences alone, with a fingerprint of their own. Raises DataError when no entity is left."""
+        kept = self.sentences[:count]
+        if all(tag == "O" for sentence in kept for tag in sentence.tags):
+            raise DataError(f"max_train_rows: the first {count} sentences have no entity; raise it")
+        return Sentences(kept, self.scheme, self.repaired, self.skipped, _fingerprint(kept))
+
     def labels(self) -> list[str]:
         """The types of entities, sorted."""
         return sorted({tag[2:] for sentence in self.sentences for tag in sentence.tags if tag != "O"})

@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from .. import gates
 from ..adapters import start_model
 from ..artifacts import write_atomically
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..logs import say
 from ..lora import use_accumulated_lora
-from ..methods import is_prompt_learning
+from ..methods import METHODS, is_prompt_learning
 from ..models import describe_base
 from ..policy import model_settings, reload_gate
 from ..settings import NerDataSettings, NerSettings
@@ -25,18 +26,22 @@ KEYS = ("train_file", "validation_file", "test_file")
 
 def load(stage: Stage) -> tuple[Sentences, Sentences | None, Sentences | None]:
     """(train, validation, test) sentences; the latter two have no type that training never has. Raises DataError."""
+    if find_spec("seqeval") is None:
+        raise ConfigError("the recipe ner counts entities by seqeval: pip install 'posttrain[ner]'")
     train, *others = (_load(stage, key) for key in KEYS)
     if train is None:
         raise DataError("no training data: set train_file or dataset_name")
+    limit = stage.config.part(NerSettings).max_train_rows
+    if limit is not None:
+        train = train.first(limit)
     settings = stage.config.part(NerDataSettings)
     for key, other in zip(KEYS[1:], others, strict=True):
         if other is not None and (
             count := check_against_train(train, other, key=key, on_unseen_tag=settings.on_unseen_tag)
         ):
             say(f"{key}: {count} entities of types that train_file never has are read as O")
-    limit = stage.config.part(NerSettings).max_train_rows
-    if limit is not None:
-        train.sentences = train.sentences[:limit]
+    if stage.config.gates.f1 is not None and not any(others):
+        raise ConfigError("gates.f1 needs sentences to measure on: set test_file or validation_file")
     for name, found in zip(("train", "validation", "test"), (train, *others), strict=True):
         if found is not None:
             stage.data[name] = {"rows": len(found), "format": found.scheme, "fingerprint": found.fingerprint}
@@ -66,9 +71,30 @@ def trainer_args(stage: Stage, validation: Sentences | None) -> Any:
     return stage.trainer_args()
 
 
-def encode_all(stage: Stage, tokenizer: Any, sets: dict[str, Sentences | None]) -> dict[str, Encoded]:
+def check_positions(stage: Stage, base: str) -> None:
+    """A window fits into the positions that the model has, with its virtual tokens. Raises ConfigError."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(base)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.pad_token_id + 1  # their first position is behind that of padding
+    adapter = stage.config.adapter
+    virtual = adapter.num_virtual_tokens if METHODS[adapter.method].prompt_learning else 0
+    asked = stage.config.part(NerSettings).max_length
+    if asked + virtual > positions:
+        raise ConfigError(
+            f"max_length is {asked}" + (f" and num_virtual_tokens {virtual}" if virtual else "") + f", and {base} has "
+            f"{positions} positions; set max_length to {positions - virtual} or less"
+        )
+
+
+def encode_all(stage: Stage, tokenizer: Any, sets: dict[str, Sentences | None], base: str) -> dict[str, Encoded]:
     """Each set's sentences as windows, with a line on what did not fit. Raises a PosttrainError."""
     check_tokenizer(tokenizer)
+    check_positions(stage, base)
     settings = stage.config.part(NerSettings)
     encoded: dict[str, Encoded] = {}
     for name, found in sets.items():
@@ -107,16 +133,21 @@ def make_trainer(
 
     train, validation = sets["train"], sets["validation"]
     assert train is not None
-    return InOrder(
+    trainer = InOrder(
         model,
         args=args,
-        train_dataset=to_dataset(encoded["train"], train, labels),
+        train_dataset=to_dataset(encoded["train"], train, labels).filter(
+            lambda classes: any(c != IGNORED for c in classes), input_columns="labels"
+        ),  # a batch without one tag would have a loss of 0 / 0
         eval_dataset=to_dataset(encoded["validation"], validation, labels) if validation else None,
         processing_class=tokenizer,
         data_collator=DataCollatorForTokenClassification(tokenizer),
         compute_loss_func=behind_virtual_tokens if is_prompt_learning(model) else None,
         **(metrics_while_training(encoded["validation"], validation, labels) if validation else {}),
     )
+    # BERT's forward takes any keyword, so that the trainer believes it would divide by the batch's tags; it takes a mean.
+    trainer.model_accepts_loss_kwargs = trainer.compute_loss_func is not None
+    return trainer
 
 
 def behind_virtual_tokens(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:

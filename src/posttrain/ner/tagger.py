@@ -1,4 +1,4 @@
-"""`posttrain tag`: the entities in a text, by a tagger of the recipe `ner` or by any token-classification model."""
+"""`posttrain tag`: the entities in a text, by a tagger of the recipe `ner`, or by another whose labels are tags of a scheme."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ..models import check_base, load_tokenizer
 from ..settings import ModelSettings
 from .alignment import check_tokenizer, encode, predict
 from .reading import split_words
-from .tags import spans, to_bio
+from .tags import recognise_scheme, spans, to_bio
 
 MAX_LENGTH, OVERLAP = 256, 32  # of a plain model, whose training is not on record
 
@@ -91,13 +91,14 @@ def tag_texts(
 ) -> list[list[Entity]]:
     """The entities of each text, in their order. Words are cut as for training texts (`reading.split_words`)."""
     labels = model.config.id2label
+    scheme = recognise_scheme([list(labels.values())])
     offsets = [split_words(text) for text in texts]
     words = [[text[a:b] for a, b in cut] for text, cut in zip(texts, offsets, strict=True)]
     classes, sure = predict(model, tokenizer, encode(words, tokenizer, max_length=max_length, overlap=overlap))
     found: list[list[Entity]] = []
     for text, cut, numbers, probabilities in zip(texts, offsets, classes, sure, strict=True):
         entities = []
-        for first, last, label in spans(to_bio([labels[n] for n in numbers], "bio", repair=True)):
+        for first, last, label in spans(to_bio([labels[n] for n in numbers], scheme, repair=True)):
             start, end = cut[first][0], cut[last - 1][1]
             score = sum(probabilities[first:last]) / (last - first)
             entities.append(Entity(label, text[start:end], start, end, round(score, 4)))

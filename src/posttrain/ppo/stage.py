@@ -68,6 +68,8 @@ def shares_base(reward: Lineage, policy: Lineage | None, start: str | None) -> b
         return False
     if reward.base.get("fingerprint") != policy.base.get("fingerprint"):
         return False
+    if METHODS[reward.config["adapter"]["method"]].mutates_base:  # it would rewrite the policy's
+        return False
     kinds = [METHODS[lineage.config["adapter"]["method"]].peft_type for lineage in (reward, policy)]
     if kinds[0] != kinds[1]:  # PEFT keeps adapters of one type on a model
         return False
