@@ -137,8 +137,8 @@ def _check_takeovers(path: Path, stages: Mapping[str, ChainStage]) -> None:
             merged = parent.config.adapter.start == "merge" and "policy" in parent.parents
             if merged and stage.config.adapter.start == "continue" and parent.config.adapter.method != "none":
                 raise ConfigError(
-                    f"{path}: stages.{stage.name}: adapter.start: continue cannot follow {parent.name}, which merges its "
-                    "own input; use adapter.start: merge"
+                    f"{path}: stages.{stage.name}: adapter.start: continue cannot follow {parent.name}, which "
+                    "merges its own input; use adapter.start: merge"
                 )
             check_takeover(f"{path}: stages.{stage.name}: its input {parent.name}", made_with, stage.config.adapter)
 

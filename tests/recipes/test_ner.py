@@ -249,7 +249,9 @@ def test_a_type_that_training_never_saw(tiny_bert, tmp_path):
 def test_a_window_that_the_model_has_no_positions_for(tiny_bert, tmp_path):
     file = write_conll(tmp_path / "all.conll")
     arguments = ["--model_name_or_path", tiny_bert, "--train_file", file, *SMALL, "--eval_strategy", "no"]
-    with pytest.raises(ConfigError, match="max_length is 200, and .* has 128 positions; set max_length to 128 or less"):
+    with pytest.raises(
+        ConfigError, match=r"max_length is 200, and .* has 128 positions; set max_length to 128 or less"
+    ):
         run_here("ner", *arguments, "--max_length", "200", "--output_dir", tmp_path / "run")
 
 
@@ -281,7 +283,7 @@ def test_accumulated_batches_are_one_batch(tiny_bert, tmp_path):
 
 def test_a_floor_without_sentences_to_measure_on(tiny_bert, tmp_path):
     file = write_conll(tmp_path / "all.conll")
-    with pytest.raises(ConfigError, match="gates.f1 needs sentences to measure on"):
+    with pytest.raises(ConfigError, match=r"gates.f1 needs sentences to measure on"):
         run_here(
             "ner", "--model_name_or_path", tiny_bert, "--train_file", file, "--gates.f1", "0.9",
             "--output_dir", tmp_path / "run", *SMALL, "--eval_strategy", "no",

@@ -9,7 +9,6 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 from ..artifacts import write_atomically
 from ..demo import CACHE, Say, package_folder

@@ -1,4 +1,4 @@
-"""`posttrain tag`: the entities in a text, by a tagger of the recipe `ner`, or by another whose labels are tags of a scheme."""
+"""`posttrain tag`: the entities in a text, by a tagger of the recipe `ner` or another one with tags of a scheme."""
 
 import json
 from collections.abc import Sequence
