@@ -145,7 +145,7 @@ def make_trainer(
         compute_loss_func=behind_virtual_tokens if is_prompt_learning(model) else None,
         **(metrics_while_training(encoded["validation"], validation, labels) if validation else {}),
     )
-    # BERT's forward takes any keyword, so that the trainer believes that it divides by the batch's tags; it takes a mean.
+    # BERT's forward takes any keyword, so the trainer believes that it divides by the batch's tags; it takes a mean.
     trainer.model_accepts_loss_kwargs = trainer.compute_loss_func is not None
     return trainer
 
