@@ -84,6 +84,21 @@ def test_four_bit_weights():
         stage(adapter={"method": "pissa"}, load_in_4bit=True)
 
 
+def test_references_are_computed_ahead_only_where_trls_copy_is_whole():
+    given = {"inputs": {"policy": "sft"}, "precompute_ref_log_probs": True}
+    assert stage("dpo", adapter={"method": "lora"}, **given).values["precompute_ref_log_probs"]
+    assert stage("dpo", adapter={"method": "ia3", "start": "merge"}, **given).adapter.start == "merge"
+    for method in ("ia3", "vera", "boft", "loha", "lokr"):
+        with pytest.raises(ConfigError, match=f"before the reference of {method} is whole"):
+            stage("dpo", adapter={"method": method}, **given)
+
+
+def test_the_best_checkpoint_of_virtual_tokens():
+    assert stage(adapter={"method": "lora"}, load_best_model_at_end=True).values["load_best_model_at_end"]
+    with pytest.raises(ConfigError, match="load_best_model_at_end: PEFT reads a checkpoint of p_tuning into the wrong"):
+        stage(adapter={"method": "p_tuning"}, load_best_model_at_end=True)
+
+
 def test_vllm_wants_an_adapter_that_merges():
     assert stage("ppo", adapter={"method": "ia3"}, use_vllm=True).values["use_vllm"]
     with pytest.raises(ConfigError, match="use_vllm: vLLM gets a policy's weights merged, and bottleneck cannot be"):

@@ -36,6 +36,7 @@ class Method:
         prompt_learning: it adds virtual tokens, and touches no layer.
         checkpointing: it trains with gradient checkpointing.
         left_padding: a row's outputs do not depend on padding on its left.
+        copied_by_trl: TRL's own copy of the adapter, DPO's reference, is whole from the start (`copied_reference`).
         continues: a next stage may train the same adapter on, with a frozen copy as its reference.
         four_bit: it trains on a 4-bit base.
         refused: recipe -> (why it is wrong there, the nearest method that works).
@@ -50,6 +51,7 @@ class Method:
     prompt_learning: bool = False
     checkpointing: bool = True
     left_padding: bool = True
+    copied_by_trl: bool = True
     continues: bool = True
     four_bit: bool = True
     refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -93,17 +95,19 @@ METHODS: dict[str, Method] = {
         "AdaLoRA (Zhang et al., 2023)", "ADALORA", _LOW_RANK | {"dropout"}, continues=False,
         refused={PPO: ("it shares ranks out by one loss's gradients, and PPO's loss is another every rollout", "lora")},
     ),
-    "ia3": Method("(IA)3 (Liu et al., 2022)", "IA3", frozenset({"target_modules", "modules_to_save"})),
-    "vera": Method("VeRA (Kopiczko et al., 2024)", "VERA", _LOW_RANK - {"alpha"} | {"dropout"}),
+    "ia3": Method(
+        "(IA)3 (Liu et al., 2022)", "IA3", frozenset({"target_modules", "modules_to_save"}), copied_by_trl=False
+    ),
+    "vera": Method("VeRA (Kopiczko et al., 2024)", "VERA", _LOW_RANK - {"alpha"} | {"dropout"}, copied_by_trl=False),
     "oft": Method(
         "OFT (Qiu et al., 2023)", "OFT", frozenset({"block_size", "target_modules", "modules_to_save"})
     ),
     "boft": Method(
         "BOFT (Liu et al., 2024)", "BOFT", frozenset({"block_size", "target_modules", "modules_to_save"}),
-        four_bit=False,
+        four_bit=False, copied_by_trl=False,
     ),
-    "loha": Method("LoHa (Hyeon-Woo et al., 2022)", "LOHA", _LOW_RANK, four_bit=False),
-    "lokr": Method("LoKr (Yeh et al., 2024)", "LOKR", _LOW_RANK, four_bit=False),
+    "loha": Method("LoHa (Hyeon-Woo et al., 2022)", "LOHA", _LOW_RANK, four_bit=False, copied_by_trl=False),
+    "lokr": Method("LoKr (Yeh et al., 2024)", "LOKR", _LOW_RANK, four_bit=False, copied_by_trl=False),
     "ln_tuning": Method(
         "LayerNorm tuning (Zhao et al., 2024)", "LN_TUNING", frozenset({"target_modules", "modules_to_save"})
     ),
@@ -174,10 +178,11 @@ def settle(
         raise ConfigError(
             f"load_best_model_at_end: PEFT reads a checkpoint of {name} into the wrong weights; set it to false"
         )
-    if recipe == DPO and values.get("precompute_ref_log_probs") and has_policy and settings.start == "continue":
+    goes_on = has_policy and settings.start == "continue" and method.continues
+    if recipe == DPO and values.get("precompute_ref_log_probs") and goes_on and not method.copied_by_trl:
         raise ConfigError(
-            "precompute_ref_log_probs: TRL computes them before the reference is whole (adapter.start: continue); use "
-            "adapter.start: merge, or set it to false"
+            f"precompute_ref_log_probs: TRL computes them before the reference of {name} is whole (adapter.start: "
+            "continue); use adapter.start: merge, or set it to false"
         )
     if values.get("load_in_4bit") and not method.four_bit:
         raise ConfigError(f"adapter.method: {name} does not train on 4-bit weights; use lora, or load_in_4bit: false")

@@ -3,8 +3,8 @@
     y = f(x);  y + W_up gelu(W_down y + b_down) + b_up
 
 behind the output projections of attention and of the feed-forward block, before the residual is added: Houlsby's
-sequential adapter. `W_up` and `b_up` start at zero. Non-linear, so it cannot be merged. PEFT 0.21 has none
-(huggingface/peft#1166), and the package `adapters` is pinned to an old transformers. Left out: Houlsby's layer norms
+sequential adapter. `W_up` and `b_up` start at zero. Non-linear, so it cannot be merged. PEFT 0.21 has none,
+and the package `adapters` is pinned to an old transformers. Left out: Houlsby's layer norms
 are not trained with it (`modules_to_save` can name them).
 
 A saved adapter is an ordinary PEFT directory; `import posttrain` makes plain PEFT able to load it.

@@ -23,10 +23,8 @@ def peft_config(settings: AdapterSettings, *, task: str, base: str) -> Any | Non
     with_layers = {**common, "target_modules": targets, "modules_to_save": settings.modules_to_save}
     everywhere = targets == ALL_LINEAR or (targets is None and settings.method not in _OWN_TARGETS)
     if task == "TOKEN_CLS" and everywhere and settings.method not in ("vera", "ln_tuning"):
-        with_layers["exclude_modules"] = [
-            "classifier",
-            "score",
-        ]  # it is trained whole; an adapter on it too crashes PEFT
+        # The head is trained whole; an adapter on it too crashes PEFT.
+        with_layers["exclude_modules"] = ["classifier", "score"]
     return _MAKERS[settings.method](settings, common, with_layers)
 
 

@@ -73,7 +73,7 @@ def prepare(say: Say = print) -> None:
 
 def make_sentences(sizes: dict[str, int] = SIZES) -> dict[str, list[list[tuple[str, str]]]]:
     """Split -> sentences of (token, BIO tag); splits share no name and no template. The same on every machine."""
-    names = _names(sum(sizes.values()))
+    names = _names()
     rng = random.Random(SEED)
     made: dict[str, list[list[tuple[str, str]]]] = {}
     for split, size in sizes.items():
@@ -82,7 +82,7 @@ def make_sentences(sizes: dict[str, int] = SIZES) -> dict[str, list[list[tuple[s
     return made
 
 
-def _names(count: int) -> dict[str, Iterator[str]]:
+def _names() -> dict[str, Iterator[str]]:
     """Kind -> names that never repeat, in any case of letters."""
     from faker import Faker
 
@@ -100,7 +100,6 @@ def _names(count: int) -> dict[str, Iterator[str]]:
     def person() -> str:
         return f"{faker.first_name()} {faker.last_name()}"
 
-    assert count > 0
     return {"per": unique(person, 2), "org": unique(faker.company, 4), "loc": unique(faker.city, 3)}
 
 
