@@ -7,7 +7,7 @@ DEV := $(VENV)/.posttrain-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
-.PHONY: setup extensions demo demo-ner test test-slow lint format clean
+.PHONY: setup extensions demo demo-ner test test-slow test-gpu lint format clean
 .DEFAULT_GOAL := demo
 
 setup: $(CORE) $(DEV)
@@ -47,6 +47,10 @@ test: setup
 # Whole runs that are killed, resumed, or shared by two processes.
 test-slow: setup
 	@$(PYTEST) -m slow
+
+# Every recipe on the GPU, in each precision.
+test-gpu: setup
+	@POSTTRAIN_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu
 
 lint: setup
 	@$(BIN)/ruff format --check .

@@ -128,7 +128,7 @@ def figures(run: Run) -> dict[str, Any] | None:
         "share": lineage.cost["trained_parameters"] / lineage.cost["parameters"],
         "quality": quality,
         "interval": (m["after"]["greedy_exact_low"], m["after"]["greedy_exact_high"]) if run.task == "sft" else None,
-        "memory_gib": lineage.cost["peak_rss_bytes"] / 2**30,
+        "memory_gib": lineage.cost.get("peak_gpu_bytes", lineage.cost["peak_rss_bytes"]) / 2**30,
         "step_s": (steps[-1]["time"] - steps[0]["time"]) / (steps[-1]["step"] - steps[0]["step"]),
         "file_mb": sum(p.stat().st_size for p in weights) / 1e6,
         "learning_rate": float(lineage.config["learning_rate"]),

@@ -4,7 +4,7 @@
     stages:
       sft:    {recipe: sft,    config: sft.yaml}
       reward: {recipe: reward, config: reward.yaml, inputs: {policy: sft}}
-    launch: {accelerate_config: cpu.yaml}
+    launch: {accelerate_config: ddp.yaml}      without it: one process, on the GPU where there is one
     output_dir: runs/smollm2-spelling
 
 `inputs` is the only statement of order. A stage whose key (identity.py) is complete is skipped; one that was cut off
@@ -93,7 +93,7 @@ def read_chain(path: Path) -> Chain:
     output_dir = Path(os.path.expanduser(str(document.get("output_dir") or f"runs/{name}")))
     stages = [_read_stage(path, output_dir, n, raw[n], set(raw)) for n in raw]
     _check_takeovers(path, {stage.name: stage for stage in stages})
-    config_file = accelerate_config(str(launch.get("accelerate_config", "cpu.yaml")), path.parent)
+    config_file = accelerate_config(launch.get("accelerate_config"), path.parent)
     return Chain(name, path, output_dir, tuple(_in_order(stages, path)), config_file)
 
 
@@ -355,7 +355,7 @@ def closing_table(chain: Chain) -> str:
         name, *costs = (
             stage.name,
             f"{cost['wall_s']:.0f} s",
-            f"{cost['peak_rss_bytes'] / 2**30:.2f} GiB",
+            f"{cost.get('peak_gpu_bytes', cost['peak_rss_bytes']) / 2**30:.2f} GiB",
             f"{cost['trained_parameters']:,}" if "trained_parameters" in cost else "",
             f"{stage.name}/{lineage.kind}",
         )

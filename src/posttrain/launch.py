@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,8 +24,13 @@ def recipe_path(recipe: str) -> Path:
     return path
 
 
-def accelerate_config(name: str, beside: Path) -> Path:
-    """A config by path (relative to the chain's file), or by its name in accelerate_configs/. Raises LaunchError."""
+def accelerate_config(name: str | None, beside: Path) -> Path:
+    """A config by path (relative to the chain's file), or by its name in accelerate_configs/. Raises LaunchError.
+
+    None is one process, on the GPU where there is one.
+    """
+    if name is None:
+        name = "single_gpu.yaml" if shutil.which("nvidia-smi") else "cpu.yaml"
     for candidate in (beside / name, Path(name), ROOT / "accelerate_configs" / name):
         if candidate.is_file():
             return candidate

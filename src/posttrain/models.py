@@ -103,7 +103,7 @@ def load_base(
 
     CAUSAL_LM, SEQ_CLS with one score, or TOKEN_CLS with an output for each of `labels`.
 
-    `dtype: auto` is bf16 where the hardware multiplies it and the checkpoint is in it, else fp32.
+    `dtype: auto` is bf16 on a GPU that multiplies it, else fp32.
     """
     import torch
     import transformers

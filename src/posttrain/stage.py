@@ -190,6 +190,8 @@ class Stage:
         base: Mapping[str, Any] | None = None, tokenizer: Any = None,
     ) -> None:  # fmt: skip
         """Require the gates, then write the lineage: from here on the stage is complete. Checkpoints are removed."""
+        import torch
+
         if not self.is_main:
             return
         write_atomically(self.run_dir / "gates.json", json.dumps([g.to_dict() for g in self.gates], indent=2) + "\n")
@@ -198,6 +200,8 @@ class Stage:
             "wall_s": round(time.monotonic() - self.started, 1),
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
+        if torch.cuda.is_available():
+            cost |= {"device": torch.cuda.get_device_name(), "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
         if self.parameters is not None:
             cost["trained_parameters"], cost["parameters"] = self.parameters
         lineage = Lineage(

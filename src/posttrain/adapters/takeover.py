@@ -7,6 +7,8 @@ Which method can do which is in methods.py. Adapter files are ordinary PEFT dire
 parent to be loaded; `load_policy` follows the lineage.
 """
 
+import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,6 +143,7 @@ def start_model(
 
     The model is a PeftModel when an adapter is continued, and then the PEFT configuration is None.
     """
+    settings = _trainable(settings, adapter)
     fresh = peft_config(adapter, task=task, base=name)
     if policy_dir is None:
         return *_fresh(load_base(name, settings, task=task, labels=labels), fresh), None
@@ -160,6 +163,17 @@ def start_model(
     if task == "CAUSAL_LM":
         return attach(load_base(name, settings, task=task), policy_dir / ADAPTER, trainable=True), None, "continue"
     return _remade(load_base(name, settings, task=task), policy_dir / ADAPTER, task=task), None, "continue"
+
+
+def _trainable(settings: ModelSettings, adapter: AdapterSettings) -> ModelSettings:
+    """Weights that are trained themselves are fp32 where `dtype` leaves it open: bf16 would round small steps away.
+
+    DeepSpeed keeps fp32 copies of bf16 weights by itself.
+    """
+    under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if adapter.method == "none" and settings.dtype == "auto" and not under_deepspeed:
+        return dataclasses.replace(settings, dtype="float32")
+    return settings
 
 
 def _fresh(model: Any, config: Any | None) -> tuple[Any, Any | None]:
@@ -228,8 +242,6 @@ def copied_reference(model: Any) -> Iterator[None]:
 
 def _settings(lineage: Lineage) -> ModelSettings:
     """The model settings a run was trained with, for a faithful reload."""
-    import dataclasses
-
     names = {f.name for f in dataclasses.fields(ModelSettings)}
     return ModelSettings(**{k: v for k, v in lineage.config.items() if k in names})
 
