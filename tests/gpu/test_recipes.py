@@ -22,10 +22,9 @@ PRECISIONS = {
     "fp32": ["--bf16", "false", "--dtype", "float32"],
     "4bit": ["--load_in_4bit", "true"],
 }
-SMALL = [
-    "--per_device_train_batch_size", "4", "--adapter.r", "4", "--adapter.alpha", "8", "--gates.stops", "0",
-    "--logging_steps", "1", "--max_new_tokens", "4", "--learning_rate", "0.01",
-]  # fmt: skip
+SMALL = ["--per_device_train_batch_size", "4", "--logging_steps", "1", "--learning_rate", "0.01"]
+ADAPTER = ["--adapter.r", "4", "--adapter.alpha", "8"]
+MEASURED = ["--gates.stops", "0", "--max_new_tokens", "4"]
 POLICY_ROWS = [{"prompt": f"{w[1:]} ->", "completion": f" {w}"} for w in WORDS]
 PAIRS = [{"prompt": f"{w[1:]} ->", "chosen": f" {w}", "rejected": f" {w[::-1]}"} for w in WORDS]
 
@@ -52,13 +51,15 @@ def run(recipe, out, precision, *args):
 def sft(files, precision, tmp_path_factory):
     base, rows, _ = files
     arguments = ["--model_name_or_path", base, "--train_file", rows, "--test_file", rows, "--max_steps", "6"]
+    arguments += ADAPTER + MEASURED
     return run("sft", tmp_path_factory.mktemp("sft") / "run", precision, *arguments)
 
 
 @pytest.fixture(scope="module")
 def reward(files, sft, precision, tmp_path_factory):
     out = tmp_path_factory.mktemp("reward") / "run"
-    return run("reward", out, precision, "--inputs.policy", sft, "--train_file", files[2], "--max_steps", "4")
+    arguments = ["--inputs.policy", sft, "--train_file", files[2], "--max_steps", "4", *ADAPTER]
+    return run("reward", out, precision, *arguments)
 
 
 def lineage(run_dir):
@@ -79,24 +80,24 @@ def assert_proven(run_dir, *gates):
     assert all(math.isfinite(loss) for loss in losses(run_dir))
 
 
-def test_sft(sft, precision):
-    assert_proven(sft, "reload", "eos")
-    assert losses(sft)[-1] < losses(sft)[0]
+def test_sft(sft):
+    assert_proven(sft, "reload", "stops")
     saved = load_file(sft / "adapter" / "adapter_model.safetensors")
     assert {t.dtype for t in saved.values()} == {torch.float32}, "an adapter's own weights are fp32 in every precision"
 
 
-def test_sft_in_fp32_is_that_of_a_cpu(files, precision, tmp_path, sft):
-    if precision != "fp32":
-        pytest.skip("of fp32 alone")
+def test_sft_trains_as_a_cpu_does_in_fp32(files, precision, tmp_path, sft):
+    if precision == "4bit":
+        pytest.skip("another base")
     base, rows, _ = files
     arguments = ["--model_name_or_path", base, "--train_file", rows, "--max_steps", "6", "--use_cpu", "true"]
-    run("sft", tmp_path / "run", "fp32", *arguments)
-    assert losses(sft) == pytest.approx(losses(tmp_path / "run"), rel=1e-3)
+    run("sft", tmp_path / "run", "fp32", *arguments, *ADAPTER, *MEASURED)
+    assert losses(sft) == pytest.approx(losses(tmp_path / "run"), abs=1e-3 if precision == "fp32" else 0.05)
 
 
 def test_dpo(files, sft, precision, tmp_path):
-    run("dpo", tmp_path / "run", precision, "--inputs.policy", sft, "--train_file", files[2], "--max_steps", "4")
+    arguments = ["--inputs.policy", sft, "--train_file", files[2], "--max_steps", "4", *ADAPTER, *MEASURED]
+    run("dpo", tmp_path / "run", precision, *arguments)
     assert_proven(
         tmp_path / "run", "takeover", "step0 margin", "step0 loss", "step0 policy", "step0 reference", "reload"
     )
@@ -109,13 +110,22 @@ def test_reward(reward):
 @pytest.mark.parametrize("value_mode", ["head", "adapter"])
 def test_ppo(files, sft, reward, precision, value_mode, tmp_path):
     arguments = ["--inputs.policy", sft, "--inputs.reward", reward, "--train_file", files[1], "--max_steps", "4"]
-    arguments += ["--max_completion_length", "6", "--num_ppo_epochs", "2", "--value_mode", value_mode]
+    arguments += [
+        "--max_completion_length",
+        "6",
+        "--num_ppo_epochs",
+        "2",
+        "--value_mode",
+        value_mode,
+        *ADAPTER,
+        *MEASURED,
+    ]
     run("ppo", tmp_path / "run", precision, *arguments)
     assert_proven(tmp_path / "run", "takeover", "step0 policy", "step0 reference", "reward reload", "reload")
 
 
 def test_sample(files, sft, precision, tmp_path):
-    arguments = ["--inputs.policy", sft, "--train_file", files[1], "--max_new_tokens", "4"]
+    arguments = ["--inputs.policy", sft, "--train_file", files[1], "--max_new_tokens", "4", "--verifier", "exact_match"]
     run_here("sample", *arguments, "--output_dir", tmp_path / "run")
     assert lineage(tmp_path / "run")["kind"] == "data"
 
@@ -132,7 +142,7 @@ def test_full_fine_tuning_keeps_fp32_weights(files, number, tmp_path):
     """A step of 1e-6 on a weight of 0.02 is lost in bf16, and is not lost here."""
     base, rows, _ = files
     arguments = ["--model_name_or_path", base, "--train_file", rows, "--max_steps", "2", "--adapter.method", "none"]
-    run("sft", tmp_path / "run", number, *arguments, "--learning_rate", "1e-6")
+    run("sft", tmp_path / "run", number, *arguments, *MEASURED, "--learning_rate", "1e-6")
     assert_proven(tmp_path / "run")
     before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "run" / "model" / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -148,7 +158,7 @@ def test_ner(number, tiny_bert, tmp_path):
     run_here(
         "ner", "--model_name_or_path", tiny_bert, "--train_file", file, "--validation_file", file, "--test_file", file,
         "--output_dir", tmp_path / "run", "--per_device_train_batch_size", "6", "--learning_rate", "0.02",
-        "--max_steps", "40", "--logging_steps", "10", "--max_length", "64", "--window_overlap", "8", "--gates.f1", "0.8",
-        "--adapter.r", "8", "--adapter.alpha", "16", *PRECISIONS[number],
+        "--max_steps", "40", "--logging_steps", "10", "--max_length", "64", "--window_overlap", "8",
+        "--gates.f1", "0.8", "--adapter.r", "8", "--adapter.alpha", "16", *PRECISIONS[number],
     )  # fmt: skip
     assert_proven(tmp_path / "run", "reload", "f1")
