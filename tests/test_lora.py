@@ -199,3 +199,29 @@ def test_gradient_checkpointing_recomputes_the_same(calls):
     model.forward = lambda x: checkpoint(forward, x, use_reentrant=False)
     torch.testing.assert_close(run(model, x), plain)
     assert len(calls) == 6
+
+
+def test_folded_gives_the_same_outputs_by_the_base_alone_and_puts_the_weights_back(calls):
+    model, x = layers(), torch.randn(5, 12)
+    before = model(x).detach()
+    weights = {n: (p.data_ptr(), p.detach().clone()) for n, p in model.named_parameters()}
+    calls.clear()
+    with pytest.raises(RuntimeError, match="in the middle"), lora.folded(model):
+        torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-6)
+        assert not calls
+        with torch.no_grad():
+            torch.testing.assert_close(adapted(model)[0](x), nn.functional.linear(
+                x, adapted(model)[0].base_layer.weight, adapted(model)[0].base_layer.bias))  # fmt: skip
+        raise RuntimeError("in the middle")
+    assert {n: p.data_ptr() for n, p in model.named_parameters()} == {n: at for n, (at, _) in weights.items()}
+    assert all(torch.equal(p, weights[n][1]) for n, p in model.named_parameters())
+    assert torch.equal(model(x), before)
+
+
+def test_folded_leaves_alone_what_is_not_plain():
+    """16 bits would round the sum; DoRA's sum is another one."""
+    for model in (layers().to(torch.bfloat16), layers(use_dora=True)):
+        pointers = [layer.base_layer.weight.data_ptr() for layer in adapted(model)]
+        with lora.folded(model):
+            assert [layer.base_layer.weight.data_ptr() for layer in adapted(model)] == pointers
+            assert not any(layer.merged for layer in adapted(model))

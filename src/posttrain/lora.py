@@ -8,6 +8,8 @@ modules (`register_module_forward_hook`) do not see the layer's parts, and it is
 `benchmarks/train.py --gains` measures it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,8 +35,40 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return y
 
 
+@contextmanager
+def folded(model: Any) -> Iterator[None]:
+    """`W + s B A` in place of W and the active adapter, in every plain layer: one product, not three.
+
+    The weights are put back, not computed back. Layers that are not plain (16 and 4 bits among them, where the sum
+    would be rounded to another policy) stay as they are.
+    """
+    from peft.tuners.lora import Linear
+
+    kept = []
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, Linear) and _is_plain_layer(layer):
+                (name,) = layer.active_adapters
+                weight, a, b = layer.base_layer.weight, layer.lora_A[name].weight, layer.lora_B[name].weight
+                kept.append((layer, weight.data))
+                weight.data = torch.addmm(weight, b, a, alpha=layer.scaling[name])
+                layer.merged_adapters.append(name)
+    try:
+        yield
+    finally:
+        for layer, data in kept:
+            layer.base_layer.weight.data = data
+            layer.merged_adapters.clear()
+
+
 def _is_plain(layer: Any, x: Tensor) -> bool:
-    """Whether this input meets frozen fp32 weights and one plain adapter, with nothing that watches their modules."""
+    """Whether this input meets a plain layer, in fp32."""
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return plain and _is_plain_layer(layer)
+
+
+def _is_plain_layer(layer: Any) -> bool:
+    """Whether a layer has frozen fp32 weights and one plain adapter, with nothing that watches their modules."""
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return False
     (name,) = layer.active_adapters
@@ -48,9 +82,6 @@ def _is_plain(layer: Any, x: Tensor) -> bool:
         and isinstance(layer.scaling[name], (int, float))
         and all(_is_untouched(part) for part in parts)
         and not (base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad))
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
     )
 
 

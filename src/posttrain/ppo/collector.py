@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..generation import Drawn, end_tokens, generate_ids
+from ..lora import folded
 from ..sampling import as_turn
 from ..tokens import render
 from . import objective
@@ -140,7 +141,7 @@ class Collector:
         noting: AbstractContextManager[list[Tensor]] = (
             self.model.noted_values() if args.value_mode == "head" else nullcontext([])
         )
-        with noting as noted:
+        with noting as noted, folded(self.model.policy):
             drawn = generate_ids(
                 self.model.policy, self.tokenizer, prompt_ids, prompt_mask, temperature=args.temperature,
                 max_new_tokens=args.max_completion_length, uniforms=numbers,
