@@ -42,7 +42,7 @@ from .gates import Gate
 from .identity import stage_key
 from .logs import COMPLETIONS, METRICS, completions_writer, metrics_writer, say
 from .models import template_sha256, tokenizer_sha256
-from .parallel import fsdp, launched
+from .parallel import extensions, fsdp, launched
 from .parallel.checkpoints import WRITTEN_BY, check_resumable, mark_whole
 from .precision import decide, take_off_autocast
 from .settings import RECIPES, DataSettings
@@ -58,6 +58,8 @@ class Stage:
     def __init__(self, config: StageConfig) -> None:
         self.config = config
         self.launch = launched.check_launch(config.recipe, trains=RECIPES[config.recipe].trainer is not None)
+        if self.launch.strategy.startswith("zero"):
+            extensions.use()
         self.run_dir = config.output_dir
         self.inputs = {role: Path(path) for role, path in config.inputs.items()}
         self.parents = {role: verify(path) for role, path in self.inputs.items()}
@@ -380,8 +382,7 @@ def lock(run_dir: Path) -> IO[str]:
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end, or None.
 
-    A checkpoint that a kill cut short lacks WRITTEN_BY, which comes last, or has a truncated tensor file, and is removed
-    here.
+    One that a kill cut short lacks WRITTEN_BY, which comes last, or has a truncated tensor file, and is removed here.
     """
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
     for checkpoint in found:

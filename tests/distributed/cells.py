@@ -29,8 +29,8 @@ CELLS = [(c, t, a) for c in CONFIGS for t in TRAINERS for a in ADAPTERS if (c, t
 
 WRAPPERS = {"ddp": "DistributedDataParallel", "fsdp2": "FSDP"}  # of the others: DeepSpeedEngine
 
-# Three steps over four rows each, a checkpoint after the second. An epsilon that a rounding error does not reach: Adam's
-# first step is otherwise the sign of each gradient, of those too that are zero but for the order of additions.
+# Three steps over four rows each, a checkpoint after the second. An epsilon that a rounding error does not reach:
+# Adam's first step is otherwise the sign of each gradient, of those too that are zero but for the order of additions.
 SETTINGS = {
     "learning_rate": 0.01, "adam_epsilon": 1e-4, "per_device_train_batch_size": 2, "max_steps": 3, "save_steps": 2,
     "logging_steps": 1, "gradient_checkpointing": "false", "bf16": "false", "lr_scheduler_type": "linear",
@@ -44,7 +44,7 @@ OF_TRAINER = {
         "max_new_tokens": 4, "gates.stops": 0, "train_file": "train.jsonl", "verifier": "regex: *[a-m].*",
         "max_completion_length": 6, "num_ppo_epochs": 2, "num_mini_batches": 1,
     },
-    "ner": {"train_file": "train.conll"},
+    "ner": {"train_file": "train.conll", "max_length": 64},
 }  # fmt: skip
 
 
@@ -112,7 +112,9 @@ def observed(kept: Path):
         yield seen
 
 
-def run_cell(trainer: str, adapter: str, files: Path, out: Path, processes: int, *, barrier=lambda: None, **more) -> dict:
+def run_cell(
+    trainer: str, adapter: str, files: Path, out: Path, processes: int, *, barrier=lambda: None, **more
+) -> dict:
     """A whole run in OUT/whole, and one that goes on from its checkpoint in OUT/resumed. What was seen of them."""
     kept, resumed = out / "kept", out / "resumed"
     begun = time.monotonic()

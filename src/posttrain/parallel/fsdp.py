@@ -7,9 +7,9 @@ from typing import Any
 def allow_on_cpu() -> None:
     """Have accelerate follow `distributed_type: FSDP` on CPU processes. Call it between the arguments and the trainer.
 
-    accelerate 1.15 turns to FSDP from a list of device kinds that MULTI_CPU is not on (`AcceleratorState.__init__`), and
-    then trains with DDP without a word. torch's fully_shard itself runs on gloo. So the process is shown to accelerate as
-    one of a listed kind; the device, the backend and everything else stay the CPU's.
+    accelerate 1.15 turns to FSDP from a list of device kinds that lacks MULTI_CPU (`AcceleratorState.__init__`), and
+    trains with DDP without a word. torch runs fully_shard on gloo. So the process is shown to accelerate as one
+    of a listed kind; the device, the backend and everything else stay the CPU's.
     """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
@@ -22,8 +22,8 @@ def allow_on_cpu() -> None:
 def make_whole(trainer: Any) -> None:
     """Give a model that FSDP2 has split its parameters back: an ordinary model from here on, on every process.
 
-    torch has no way back from fully_shard; this undoes what it did: parameters as DTensors, hooks, a class of its own for
-    each module. Does nothing for any other model.
+    torch has no way back from fully_shard; this undoes what it did: DTensors as parameters, hooks, a class of its own
+    for each module. Does nothing for any other model.
     """
     from torch import nn
     from torch.distributed.fsdp import FSDPModule
@@ -36,6 +36,7 @@ def make_whole(trainer: Any) -> None:
     for module in sharded:
         module.reshard()
     gathered: dict[Any, Any] = {}
+    parameter: Any
     for parameter in model.parameters():
         if isinstance(parameter, DTensor):
             full = parameter.detach().full_tensor().clone().to(trainer.accelerator.device)

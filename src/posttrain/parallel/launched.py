@@ -93,7 +93,7 @@ def check_launch(recipe: str, *, trains: bool, environ: Mapping[str, str] | None
             raise LaunchError("use_cpu: true would leave DeepSpeed out; set it to false, also on a machine without GPU")
     if launch.strategy == "fsdp2" and recipe == "ppo":
         raise LaunchError(
-            "PPO's checkpoints do not gather what FSDP splits; use accelerate_configs/ddp.yaml, zero2.yaml or zero3.yaml"
+            "PPO's checkpoints do not gather what FSDP splits; use accelerate_configs/ddp.yaml, zero2.yaml, zero3.yaml"
         )
     return launch
 
@@ -125,7 +125,8 @@ def meet(facts: Mapping[str, Any], *, timeout_s: float) -> list[dict[str, Any]]:
     mine = {"_host": socket.gethostname(), **facts}
     if processes == 1:
         return [mine]
-    from torch.distributed import PrefixStore, rendezvous
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     limit_s = min(timeout_s, MEETING_S)
     end = time.monotonic() + limit_s
@@ -134,8 +135,8 @@ def meet(facts: Mapping[str, Any], *, timeout_s: float) -> list[dict[str, Any]]:
     except (RuntimeError, ValueError) as error:
         raise LaunchError(
             f"rank {rank} of {processes} on {mine['_host']} met nobody at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')} within {limit_s:g} s ({str(error).splitlines()[0]}): is the first machine's "
-            "launcher running, is main_process_ip its address, is the port open, were all processes started?"
+            f"{os.environ.get('MASTER_PORT')} within {limit_s:g} s ({str(error).splitlines()[0]}): is the first "
+            "machine's launcher running, is main_process_ip its address, is the port open, were all processes started?"
         ) from error
     # Not what an earlier meeting wrote: of this process, or of the group that a restart replaced.
     store = PrefixStore(f"posttrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_meetings)}", store)
@@ -238,7 +239,9 @@ def check_trainer(trainer: Any, launch: Launch) -> None:
     if found != wanted.get(launch.strategy, "DEEPSPEED"):
         raise LaunchError(f"{launch} was launched, but accelerate trains as {found}: see accelerate_configs/")
     if trainer.is_deepspeed_enabled and f"zero{accelerator.state.deepspeed_plugin.zero_stage}" != launch.strategy:
-        raise LaunchError(f"{launch} was launched, but DeepSpeed's stage is {accelerator.state.deepspeed_plugin.zero_stage}")
+        raise LaunchError(
+            f"{launch} was launched, but DeepSpeed's stage is {accelerator.state.deepspeed_plugin.zero_stage}"
+        )
     asked = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
     # DeepSpeed keeps the precision in its own configuration; accelerate's is "no" until the engine is made.
     precision = accelerator.state.deepspeed_plugin.hf_ds_config if trainer.is_deepspeed_enabled else None
@@ -278,8 +281,8 @@ def check_wrapped(model: Any, launch: Launch, *, precision: str = "") -> None:
     }.get(launch.strategy, "DeepSpeedEngine" in kinds)
     if not fits:
         raise LaunchError(
-            f"{launch} was launched, but the model that trains is a bare {type(model).__name__}: gradients would not be "
-            "shared; see accelerate_configs/"
+            f"{launch} was launched, but the model that trains is a bare {type(model).__name__}: gradients would not "
+            "be shared; see accelerate_configs/"
         )
     if launch.strategy.startswith("zero") and f"zero{model.zero_optimization_stage()}" != launch.strategy:
         raise LaunchError(f"{launch} was launched, but DeepSpeed trains in stage {model.zero_optimization_stage()}")
@@ -288,7 +291,9 @@ def check_wrapped(model: Any, launch: Launch, *, precision: str = "") -> None:
 
         whole = [name for name, p in model.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
         if whole and launch.processes > 1:
-            raise LaunchError(f"{launch} was launched, but {len(whole)} trained parameters are not shared out: {whole[0]}")
+            raise LaunchError(
+                f"{launch} was launched, but {len(whole)} trained parameters are not shared out: {whole[0]}"
+            )
     if precision and launch.strategy.startswith("zero"):
         on = {"bf16": model.bfloat16_enabled(), "fp16": model.fp16_enabled()}[precision]
         if not on:
@@ -296,7 +301,7 @@ def check_wrapped(model: Any, launch: Launch, *, precision: str = "") -> None:
 
 
 def check_deepspeed_bf16(trainer: Any, dtype: str) -> None:
-    """bf16 under DeepSpeed rounds the weights themselves; only weights that are bf16 already may be. Raises ConfigError."""
+    """bf16 under DeepSpeed rounds the weights themselves, so that fp32 weights are refused. Raises ConfigError."""
     if trainer.is_deepspeed_enabled and trainer.args.bf16 and dtype == "float32":
         raise ConfigError(
             "bf16: true under DeepSpeed rounds the weights themselves: set dtype: bfloat16, or bf16: false"
