@@ -41,11 +41,16 @@ OF_TRAINER = {
     "reward": {"train_file": "pairs.jsonl"},
     "dpo": {"max_new_tokens": 4, "gates.stops": 0, "train_file": "pairs.jsonl"},
     "ppo": {
-        "max_new_tokens": 4, "gates.stops": 0, "train_file": "train.jsonl", "verifier": "regex: *[a-m].*",
+        "max_new_tokens": 4, "gates.stops": 0, "train_file": "train.jsonl", "verifier": "distributed.cells:vowels",
         "max_completion_length": 6, "num_ppo_epochs": 2, "num_mini_batches": 1,
     },
     "ner": {"train_file": "train.conll", "max_length": 64},
 }  # fmt: skip
+
+
+def vowels(prompt, completion, row) -> float:
+    """PPO's reward: another one for each completion, or whitened advantages would be rounding errors."""
+    return sum(completion.count(v) * n for n, v in enumerate("aeiou", 1)) + len(completion) / 10
 
 
 def arguments(trainer: str, adapter: str, files: Path, out: Path, processes: int, **more) -> list[str]:
@@ -61,46 +66,41 @@ def arguments(trainer: str, adapter: str, files: Path, out: Path, processes: int
     return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
 
 
-def launch_environment(config: str, **flags) -> dict[str, str]:
-    """What accelerate puts into the environment of a process for a file of accelerate_configs/, ranks left out."""
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-
-    file = ROOT / "accelerate_configs" / f"{config}.yaml"
-    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-    parsed = launch_command_parser().parse_args(["--config_file", str(file), *words, "script.py"])
-    args, defaults, _ = _validate_launch_command(parsed)
-    with mock.patch.dict(os.environ, clear=True):
-        if args.use_deepspeed:
-            args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-            _, made = prepare_deepspeed_cmd_env(args)
-        else:
-            made = prepare_multi_gpu_env(args)
-    return {k: v for k, v in made.items() if k.startswith(("ACCELERATE_", "FSDP_"))}
-
-
 @contextmanager
-def launched_as(config: str, **flags):
+def launched_as(config: str):
     """This process's environment as `accelerate launch --config_file CONFIG` makes it."""
+    from posttrain.launch import accelerate_environment
+
     with mock.patch.dict(os.environ):
         for key in [k for k in os.environ if k.startswith(("ACCELERATE_", "FSDP_"))]:
             del os.environ[key]
-        os.environ.update(launch_environment(config, **flags))
+        os.environ.update(accelerate_environment(ROOT / "accelerate_configs" / f"{config}.yaml"))
         yield
 
 
 @contextmanager
 def observed(kept: Path):
-    """While a recipe runs: the wrapper that its check saw; its checkpoints are copied to `kept` before they go."""
+    """While a recipe runs: the wrapper that its check saw, and the share of the model that this process holds.
+
+    Checkpoints are copied to `kept` before they go. ZeRO-3 would leave parameters as small as these whole.
+    """
     from posttrain.parallel import launched
     from posttrain.stage import CHECKPOINTS, Stage
 
     seen: dict = {}
-    check, close = launched.check_wrapped, Stage.close
+    check, close, train = launched.check_wrapped, Stage.close, Stage.train
 
     def looking(model, launch, **options):
-        seen["wrapper"] = type(model).__name__
         check(model, launch, **options)
+        parameters = list(model.parameters())
+        seen["wrapper"] = type(model).__name__
+        seen["held"] = sum(map(held, parameters)) / sum(map(total, parameters))
+
+    def splitting(stage, trainer):
+        if stage.launch.strategy == "zero3":
+            config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+            config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        train(stage, trainer)
 
     def keeping(stage, **options):
         seen["launch"] = str(stage.launch)
@@ -108,8 +108,22 @@ def observed(kept: Path):
             shutil.copytree(stage.run_dir / CHECKPOINTS, kept)
         close(stage, **options)
 
-    with mock.patch.object(launched, "check_wrapped", looking), mock.patch.object(Stage, "close", keeping):
+    with (
+        mock.patch.object(launched, "check_wrapped", looking), mock.patch.object(Stage, "close", keeping),
+        mock.patch.object(Stage, "train", splitting),
+    ):  # fmt: skip
         yield seen
+
+
+def held(parameter) -> int:
+    """Numbers of a parameter that this process holds between two steps."""
+    if hasattr(parameter, "ds_tensor"):
+        return parameter.ds_tensor.numel()
+    return parameter.to_local().numel() if hasattr(parameter, "to_local") else parameter.numel()
+
+
+def total(parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def run_cell(

@@ -101,6 +101,7 @@ def test_two_processes_train_as_one(runs, cell):
     was = seen(runs, cell)
     assert was["launch"].startswith(f"{config.partition('_')[0]} on 2 processes")
     assert WRAPPERS.get(config, "DeepSpeedEngine") in was["wrapper"]
+    assert was["held"] == pytest.approx(0.5 if config.startswith(("zero3", "fsdp2")) else 1, abs=0.02)
     two, one = runs / "-".join(cell) / "whole", runs / f"one-{trainer}-{adapter}" / "whole"
     assert distance(two, one, adapter) < 1e-5
     losses = {run: logged(run, "loss") for run in (one, two)}
@@ -110,8 +111,14 @@ def test_two_processes_train_as_one(runs, cell):
 
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)
 def test_a_resumed_run_is_the_whole_one(runs, cell):
+    """To the last bit; with an offloaded optimizer to the last but one.
+
+    DeepSpeed's cpu_adam multiplies the powers of beta up step by step, and takes them by `pow` when it begins anew
+    (csrc/includes/cpu_adam.h, IncrementStep).
+    """
     seen(runs, cell)
-    assert distance(runs / "-".join(cell) / "resumed", runs / "-".join(cell) / "whole", cell[2]) == 0
+    away = distance(runs / "-".join(cell) / "resumed", runs / "-".join(cell) / "whole", cell[2])
+    assert away <= (1e-6 if cell[0].endswith("offload") else 0)
     log = logged(runs / "-".join(cell) / "resumed", "loss")
     assert log.keys() == {3}, "it began at step 2"
 

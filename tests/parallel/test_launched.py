@@ -7,8 +7,9 @@ from unittest import mock
 import pytest
 
 from conftest import ROOT
-from distributed.cells import CONFIGS, launch_environment
+from distributed.cells import CONFIGS
 from posttrain.errors import ConfigError, LaunchError
+from posttrain.launch import accelerate_environment
 from posttrain.parallel import checkpoints
 from posttrain.parallel.launched import Launch, _difference, check_launch, check_wrapped, launch_of, meet
 
@@ -18,7 +19,7 @@ TWO = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 @pytest.mark.parametrize("config", CONFIGS)
 def test_each_configuration_is_recognised(config):
     """By the environment that accelerate itself makes of the file."""
-    launch = launch_of({**launch_environment(config), **TWO})
+    launch = launch_of({**accelerate_environment(ROOT / "accelerate_configs" / f"{config}.yaml"), **TWO})
     assert launch.strategy == config.partition("_")[0] and launch.processes == 2
     assert launch.offload == {"zero2_offload": "optimizer", "zero3_offload": "optimizer+parameters"}.get(config, "")
 
