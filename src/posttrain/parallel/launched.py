@@ -263,20 +263,24 @@ def watch_wrapper(trainer: Any, launch: Launch) -> Any:
     class Watch(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             precision = "bf16" if args.bf16 else "fp16" if args.fp16 else ""
-            check_wrapped(trainer.model_wrapped, launch, precision=precision)
+            split = bool(getattr(trainer, "is_distributed_loading_by_transformers", False))
+            check_wrapped(trainer.model_wrapped, launch, precision=precision, splits_itself=split)
 
     return Watch()
 
 
-def check_wrapped(model: Any, launch: Launch, *, precision: str = "") -> None:
-    """The model is wrapped as the strategy wants it, and computes in `precision`. Raises LaunchError."""
+def check_wrapped(model: Any, launch: Launch, *, precision: str = "", splits_itself: bool = False) -> None:
+    """The model is wrapped as the strategy wants it, and computes in `precision`. Raises LaunchError.
+
+    A trainer that splits its model over the processes itself wraps it in nothing (`splits_itself`).
+    """
     from torch.distributed.fsdp import FSDPModule
     from torch.nn.parallel import DataParallel, DistributedDataParallel
 
     kinds = [cls.__name__ for cls in type(model).__mro__]
     fits = {
         "one": not isinstance(model, (DistributedDataParallel, DataParallel, FSDPModule)),
-        "ddp": isinstance(model, DistributedDataParallel),
+        "ddp": isinstance(model, DistributedDataParallel) or splits_itself,
         "fsdp2": isinstance(model, FSDPModule),
     }.get(launch.strategy, "DeepSpeedEngine" in kinds)
     if not fits:
