@@ -237,6 +237,7 @@ def work(args: argparse.Namespace) -> None:
     found = {}
     for config in args.configs:
         made = accelerate_environment(ROOT / "accelerate_configs" / f"{config}.yaml")
+        made = {key: value for key, value in made.items() if value != "auto"}  # a Trainer fills these in
         with mock.patch.dict(os.environ, made):
             found[config] = measure(config, args)
         gc.collect()

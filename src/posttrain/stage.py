@@ -175,6 +175,8 @@ class Stage:
         """Train to the end, from the last whole checkpoint when an earlier try was cut off."""
         from transformers import PrinterCallback
 
+        from .parallel.order import share_order
+
         if trainer.args.train_sampling_strategy == "group_by_length":
             know_lengths(trainer)
         checkpoint = self.checkpoint
@@ -183,6 +185,9 @@ class Stage:
             step = int(checkpoint.name.rpartition("-")[2])
             say(f"resuming from {checkpoint}")
         keep_all_that_is_trained(trainer)
+        share_order(trainer)
+        if self.launch.strategy == "fsdp2":
+            fsdp.choose_units(trainer)
         if self.config.adapter.method == "adalora":
             trainer.add_callback(allocation(trainer))
         trainer.remove_callback(PrinterCallback)

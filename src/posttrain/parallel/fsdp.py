@@ -19,6 +19,21 @@ def allow_on_cpu() -> None:
         state["distributed_type"] = DistributedType.MULTI_GPU
 
 
+def choose_units(trainer: Any) -> None:
+    """Split by transformer blocks alone: the input embedding, which accelerate 1.15 splits by itself, in none of them.
+
+    It takes a unit for each of a model's `_no_split_modules`; BERT's and RoBERTa's name the module around the embedding
+    too, and a parameter cannot be split twice.
+    """
+    plugin = trainer.accelerator.state.fsdp_plugin
+    names = getattr(trainer.model, "_no_split_modules", None)
+    if plugin.transformer_cls_names_to_wrap is not None or not names:
+        return
+    embedding = trainer.model.get_input_embeddings()
+    around = {type(m).__name__ for m in trainer.model.modules() if any(child is embedding for child in m.modules())}
+    plugin.transformer_cls_names_to_wrap = [name for name in names if name not in around]
+
+
 def make_whole(trainer: Any) -> None:
     """Give a model that FSDP2 has split its parameters back: an ordinary model from here on, on every process.
 
@@ -36,11 +51,9 @@ def make_whole(trainer: Any) -> None:
     for module in sharded:
         module.reshard()
     gathered: dict[Any, Any] = {}
-    parameter: Any
-    for parameter in model.parameters():
-        if isinstance(parameter, DTensor):
-            full = parameter.detach().full_tensor().clone().to(trainer.accelerator.device)
-            gathered[parameter] = nn.Parameter(full, requires_grad=parameter.requires_grad)
+    for parameter in [p for p in model.parameters() if isinstance(p, DTensor)]:
+        full = parameter.full_tensor().detach().clone().to(trainer.accelerator.device)
+        gathered[parameter] = nn.Parameter(full, requires_grad=parameter.requires_grad)
     for module in model.modules():
         module._parameters = {name: gathered.get(p, p) for name, p in module._parameters.items()}
     for module in sharded:
