@@ -4,10 +4,10 @@ A Llama of random weights is trained in full, in fp32 with Adam, through acceler
 counted over live tensors by their storage, each once, by who owns it; not by RSS, which keeps what it once had:
 
     parameters     weights, or this process's share
-    gradients      after the backward pass and before the step: those of parameters, and DeepSpeed's buffers of them
+    gradients      the most of them at any moment of the backward pass, DeepSpeed's buffers of them included
     optimizer      Adam's two moments, and DeepSpeed's own fp32 copy of what it steps
     activations    what the forward pass keeps for the backward pass (saved tensors that are no parameters)
-    other          every other live tensor, with the attribute of DeepSpeed's that owns it
+    other          every other live tensor after the backward pass, with the attribute of DeepSpeed's that owns it
 
 The formula is that of Rajbhandari et al. (arXiv 1910.02054, section 5), for fp32: 4 bytes a parameter of weights, 4 of
 gradients, 8 of moments, and 4 of DeepSpeed's copy; each divided by the processes from the stage on that shares it.
@@ -38,7 +38,11 @@ CONFIGS = {  # by name in the table; tensor and pipeline parallelism have a line
 MIB = 2**20
 KINDS = ("parameters", "gradients", "optimizer", "activations", "other")
 # DeepSpeed's attributes of gradients, and of the copy that it steps (0.19).
-GRADIENTS = ("averaged_gradients", "all_grad_tensors", "grad_partitions_flat_buffer", "_DeepSpeedZeroOptimizer_Stage3")
+GRADIENTS = (
+    "averaged_gradients", "grad_partitions_flat_buffer", "ipg_buckets", "offload_gradient_dict",
+    "temp_grad_buffer_for_cpu_offload", "temp_grad_buffer_for_gpu_offload",
+    "_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition",
+)  # fmt: skip
 COPIES = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
 
 
@@ -75,50 +79,81 @@ def tensors_in(thing: Any, depth: int = 5) -> Iterator[Any]:
 
 
 class Ledger:
-    """Each live storage once, under the first owner that claims it."""
+    """Each live storage once, under the first owner that claims it; those of `before` are nobody's."""
 
-    def __init__(self) -> None:
-        self.seen: dict[int, str] = {}
+    def __init__(self, before: set[int]) -> None:
+        self.seen = set(before)
         self.bytes: dict[str, int] = defaultdict(int)
 
     def claim(self, kind: str, tensors: Any) -> None:
-        from torch.distributed.tensor import DTensor
-
         for tensor in tensors:
-            if tensor is None:
-                continue
-            local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-            for held in (local, getattr(tensor, "ds_tensor", None)):
-                if held is None or held.device.type == "meta" or not held.numel():
-                    continue
-                storage = held.untyped_storage()
-                if storage.data_ptr() and storage.data_ptr() not in self.seen:
-                    self.seen[storage.data_ptr()] = kind
+            for storage in storages(tensor):
+                if storage.data_ptr() not in self.seen:
+                    self.seen.add(storage.data_ptr())
                     self.bytes[kind] += storage.nbytes()
 
 
-def count(model: Any, optimizer: Any, activations: int) -> dict[str, int]:
-    """Bytes by kind, and by attribute for what is none of them, between backward pass and step."""
+def storages(tensor: Any) -> Iterator[Any]:
+    """What a tensor, or this process's share of one, is stored in."""
+    if tensor is None:
+        return
+    for held in (getattr(tensor, "_local_tensor", tensor), getattr(tensor, "ds_tensor", None)):
+        if held is not None and held.device.type != "meta" and held.untyped_storage().data_ptr():
+            yield held.untyped_storage()
+
+
+def live() -> list[Any]:
     import torch
 
-    ledger = Ledger()
+    return [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+
+
+class Gradients:
+    """The most bytes of gradients at any moment of a backward pass, by owner."""
+
+    def __init__(self, model: Any, optimizer: Any, before: set[int]) -> None:
+        self.parameters, self.optimizer, self.before = list(model.parameters()), optimizer, before
+        self.peak: dict[str, int] = {}
+        self.hooks = [
+            p.register_post_accumulate_grad_hook(lambda _: self.look()) for p in self.parameters if p.requires_grad
+        ]
+
+    def look(self) -> None:
+        ledger = Ledger(self.before)
+        ledger.claim("parameters", self.parameters)
+        ledger.claim("gradients: grad", [p.grad for p in self.parameters])
+        owned = vars(getattr(self.optimizer, "optimizer", self.optimizer))
+        for name in GRADIENTS:
+            ledger.claim(f"gradients: {name}", tensors_in(owned.get(name)))
+        found = {name: size for name, size in ledger.bytes.items() if name.startswith("gradients")}
+        if sum(found.values()) > sum(self.peak.values()):
+            self.peak = found
+
+    def done(self) -> dict[str, int]:
+        self.look()
+        for hook in self.hooks:
+            hook.remove()
+        return self.peak
+
+
+def count(model: Any, optimizer: Any, before: set[int]) -> dict[str, int]:
+    """Bytes by owner between backward pass and step, gradients left out."""
+    ledger = Ledger(before)
     parameters = list(model.parameters())
     ledger.claim("parameters", parameters)
     ledger.claim("gradients", [p.grad for p in parameters])
-    inner = optimizer
-    while hasattr(inner, "optimizer") and inner.optimizer is not inner:  # accelerate's wrapper, DeepSpeed's, torch's
-        owned = vars(inner)
-        for kind, names in (("gradients", GRADIENTS), ("optimizer", COPIES)):
-            for name in names:
-                ledger.claim(kind, tensors_in(owned.get(name)))
-        inner = inner.optimizer
-    for state in inner.state.values():
+    wrapper = getattr(optimizer, "optimizer", optimizer)  # in accelerate's: torch's, or DeepSpeed's around torch's
+    owned = vars(wrapper)
+    for name in GRADIENTS:
+        ledger.claim("gradients", tensors_in(owned.get(name)))
+    for name in COPIES:
+        ledger.claim("optimizer", tensors_in(owned.get(name)))
+    for state in getattr(wrapper, "optimizer", wrapper).state.values():
         ledger.claim("optimizer", tensors_in(dict(state)))
-    wrapper = getattr(optimizer, "optimizer", optimizer)
-    for name, value in list(vars(wrapper).items()):
+    for name, value in list(owned.items()):
         ledger.claim(f"other: {name}", tensors_in(value))
-    ledger.claim("other: live", [t for t in gc.get_objects() if isinstance(t, torch.Tensor)])
-    return {**ledger.bytes, "activations": activations}
+    ledger.claim("other: live", live())
+    return {name: size for name, size in ledger.bytes.items() if name != "gradients"}
 
 
 class Saved:
@@ -162,10 +197,13 @@ def measure(config: str, args: argparse.Namespace) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     AcceleratorState._reset_state(reset_partial_state=True)
     load_whole()
-    PartialState(cpu=not cuda and not config.startswith("zero"))
+    # As a recipe's arguments have it: with cpu=True accelerate would leave DeepSpeed out.
+    PartialState(cpu=not cuda and not config.startswith("zero"), backend=None if cuda else "gloo")
     if config == "fsdp2":
         fsdp.allow_on_cpu()
     accelerator = Accelerator(cpu=not cuda and not config.startswith("zero"))
+    gc.collect()
+    before = {storage.data_ptr() for tensor in live() for storage in storages(tensor)}  # of the strategy before
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -179,7 +217,8 @@ def measure(config: str, args: argparse.Namespace) -> dict[str, Any]:
     if config.startswith("zero"):
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings |= {
-            "train_micro_batch_size_per_gpu": args.rows, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0,
+            "train_micro_batch_size_per_gpu": args.rows, "train_batch_size": args.rows * accelerator.num_processes,
+            "gradient_accumulation_steps": 1, "gradient_clipping": 1.0,
         }  # fmt: skip
         # A model this small would stay whole, and a bucket be larger than all of it.
         settings["zero_optimization"] |= {
@@ -195,6 +234,7 @@ def measure(config: str, args: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.synchronize()
         begun = time.perf_counter()
         if counted:
+            gradients = Gradients(model, optimizer, before)
             with Saved(model) as saved:
                 loss = model(input_ids=ids, labels=ids).loss
         else:
@@ -206,7 +246,7 @@ def measure(config: str, args: argparse.Namespace) -> dict[str, Any]:
         del loss
         if counted:
             gc.collect()
-            held = count(model, optimizer, saved.bytes)
+            held = {**count(model, optimizer, before), **gradients.done(), "activations": saved.bytes}
         if config.startswith("zero"):
             model.step()
         else:
@@ -267,9 +307,7 @@ def start(args: argparse.Namespace, processes: int) -> dict[str, Any]:
 
 
 def grouped(held: dict[str, int]) -> dict[str, int]:
-    kinds = {kind: held.get(kind, 0) for kind in KINDS}
-    kinds["other"] = sum(size for name, size in held.items() if name.startswith("other"))
-    return kinds
+    return {kind: sum(size for name, size in held.items() if name.partition(":")[0] == kind) for kind in KINDS}
 
 
 def report(args: argparse.Namespace, results: dict[int, dict[str, Any]]) -> bool:
@@ -287,15 +325,12 @@ def report(args: argparse.Namespace, results: dict[int, dict[str, Any]]) -> bool
             cells = [f"{kinds[kind] / MIB:.1f}" for kind in KINDS]
             off = f"{wanted / MIB:.1f} ({states / wanted - 1:+.1%})"
             print(f"| {names[config]} | {processes} | {' | '.join(cells)} | {off} | {one['step_s']:.3f} |")
-    print("\nOther, by owner:")
+    print("\nBy owner, above 0.1 MiB:")
     for processes, found in results.items():
         for config, one in found.items():
-            named = {
-                k.removeprefix("other: "): v for k, v in one["held"].items() if k.startswith("other") and v > MIB // 10
-            }
-            if named:
-                shown = ", ".join(f"{name} {v / MIB:.1f}" for name, v in sorted(named.items(), key=lambda kv: -kv[1]))
-                print(f"- {names[config]}, {processes}: {shown}")
+            parts = [(n.replace(": ", " "), v) for n, v in one["held"].items() if ":" in n and v > MIB // 10]
+            shown = ", ".join(f"{name} {v / MIB:.1f}" for name, v in sorted(parts, key=lambda part: -part[1]))
+            print(f"- {names[config]}, {processes}: {shown}")
     holds = True
     for processes, found in results.items():
         stages = [c for c in ("ddp", "zero1", "zero2", "zero3") if c in found]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from conftest import ROOT, WORDS, make_tiny_bert, make_tiny_model, write_conll, write_jsonl
+from conftest import ROOT, SENTENCES, WORDS, make_tiny_bert, make_tiny_model, write_conll, write_jsonl
 from distributed.cells import ADAPTERS, CELLS, CONFIGS, REFUSED, TRAINERS, WRAPPERS, launched_as, run_cell
 from posttrain.launch import environment
 
@@ -29,7 +29,7 @@ def files(tmp_path_factory):
     write_jsonl(folder / "train.jsonl", [{"prompt": f"{w[1:]} ->", "completion": f" {w}"} for w in WORDS])
     rows = [{"prompt": f"{w[1:]} ->", "chosen": f" {w}", "rejected": f" {w[::-1]}"} for w in WORDS]
     write_jsonl(folder / "pairs.jsonl", rows)
-    write_conll(folder / "train.conll")
+    write_conll(folder / "train.conll", SENTENCES * 2)  # whole steps: an epoch's last one is shared out in another way
     return folder
 
 
