@@ -30,7 +30,7 @@ from .config import StageConfig, build, read_yaml
 from .errors import EXIT_USER_ERROR, ArtifactError, ConfigError, LaunchError
 from .evaluation import in_percent
 from .identity import stage_key
-from .launch import accelerate_config, build_command, die_with_parent, environment
+from .launch import accelerate_config, build_command, check_config, die_with_parent, environment
 from .methods import check_takeover
 from .settings import RECIPES
 
@@ -94,6 +94,7 @@ def read_chain(path: Path) -> Chain:
     stages = [_read_stage(path, output_dir, n, raw[n], set(raw)) for n in raw]
     _check_takeovers(path, {stage.name: stage for stage in stages})
     config_file = accelerate_config(launch.get("accelerate_config"), path.parent)
+    check_config(config_file)
     return Chain(name, path, output_dir, tuple(_in_order(stages, path)), config_file)
 
 

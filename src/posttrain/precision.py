@@ -25,12 +25,24 @@ def has_bf16() -> bool:
 def decide(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in `bf16`, `use_cpu` and `ddp_backend` of a trainer's values.
 
-    Raises ConfigError for what the machine, or DeepSpeed, cannot do.
+    Where the recipe does not say, accelerate's `mixed_precision` does. Raises ConfigError for what the machine, or
+    DeepSpeed, cannot do.
     """
     import torch
 
     cuda, deepspeed = torch.cuda.is_available(), os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     decided = dict(values)
+    launched_in = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched_in != "no":
+        if launched_in not in ("bf16", "fp16"):
+            raise ConfigError(f"mixed_precision: {launched_in} is not supported; accepted: bf16, fp16, 'no'")
+        other = "fp16" if launched_in == "bf16" else "bf16"
+        if decided.get(launched_in) is False or decided.get(other):
+            raise ConfigError(
+                f"accelerate's configuration says mixed_precision: {launched_in}, the recipe's {launched_in}: "
+                f"{decided.get(launched_in)}, {other}: {decided.get(other)}; say it once: keep mixed_precision: 'no'"
+            )
+        decided |= {launched_in: True, other: False}
     on_cpu = decided["use_cpu"] = bool(decided.get("use_cpu")) or not cuda
     if decided.get("fp16") and on_cpu:
         raise ConfigError("fp16: true needs a GPU (a CPU has no loss scaling); use bf16: true or leave both out")

@@ -267,5 +267,5 @@ TRAINER_RANGES: dict[str, dict[str, float]] = {
 UNKEYED = {
     "output_dir", "overwrite", "logging_steps", "logging_first_step", "logging_dir", "report_to", "run_name",
     "disable_tqdm", "save_steps", "save_strategy", "save_total_limit", "log_level", "generation_batch_size",
-    "dataset_num_proc", "dataloader_num_workers",
+    "dataset_num_proc", "dataloader_num_workers", "ddp_timeout", "ddp_backend",
 }  # fmt: skip

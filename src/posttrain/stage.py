@@ -37,13 +37,15 @@ from .artifacts import (
 )  # fmt: skip
 from .config import StageConfig, parse_args, trainer_class
 from .data import Rows, load_hub, load_rows
-from .errors import ArtifactError, ConfigError, DataError, LaunchError
+from .errors import ArtifactError, DataError, LaunchError
 from .gates import Gate
 from .identity import stage_key
 from .logs import COMPLETIONS, METRICS, completions_writer, metrics_writer, say
 from .models import template_sha256, tokenizer_sha256
+from .parallel import extensions, fsdp, launched
+from .parallel.checkpoints import WRITTEN_BY, check_resumable, mark_whole
 from .precision import decide, take_off_autocast
-from .settings import DataSettings
+from .settings import RECIPES, DataSettings
 from .zero import load_whole, make_whole
 
 MARKER = "stage.json"  # written when a run directory is taken: whose it is
@@ -55,6 +57,9 @@ class Stage:
 
     def __init__(self, config: StageConfig) -> None:
         self.config = config
+        self.launch = launched.check_launch(config.recipe, trains=RECIPES[config.recipe].trainer is not None)
+        if self.launch.strategy.startswith("zero"):
+            extensions.use()
         self.run_dir = config.output_dir
         self.inputs = {role: Path(path) for role, path in config.inputs.items()}
         self.parents = {role: verify(path) for role, path in self.inputs.items()}
@@ -65,6 +70,7 @@ class Stage:
         self.gates: list[Gate] = []
         self.parameters: tuple[int, int] | None = None  # (trained, all), once there is a trainer
         self.lock: IO[str] | None = None
+        self.checkpoint: Path | None = None  # the one to go on from, once the processes have met
 
     @property
     def policy(self) -> Lineage | None:
@@ -109,23 +115,53 @@ class Stage:
     # Trainer
 
     def trainer_args(self) -> Any:
-        """TRL's configuration object for this recipe, with precision decided and checkpoints in the run directory."""
+        """TRL's configuration object for this recipe, with precision decided and checkpoints in the run directory.
+
+        The processes of a launch meet here, and are what was asked for, or a LaunchError is raised: weights come later.
+        """
         values = decide(self.config.trainer_values())
         values["output_dir"] = str(self.run_dir / CHECKPOINTS)
+        timeout_s = float(values.get("ddp_timeout") or 1800)
+        self._meet(timeout_s)
+        launched.start_process_group(timeout_s, on_cpu=values["use_cpu"])
         module, name = trainer_class(self.config.recipe)
         args = getattr(importlib.import_module(module), name)(**values)
+        launched.check_state(args, self.launch)
+        if self.launch.strategy == "fsdp2":
+            fsdp.allow_on_cpu()
         load_whole()
         return args
+
+    def _meet(self, timeout_s: float) -> None:
+        """All processes have one configuration, one data, one seed, and go on from one checkpoint."""
+        found = last_whole_checkpoint(self.run_dir / CHECKPOINTS) if self.is_main else None
+        prints = {name: data["fingerprint"] for name, data in self.data.items()}
+        everyone = launched.meet(
+            {
+                "launch": str(self.launch), "seed": self.config.values.get("seed"), "data": prints,
+                "versions": versions(), "key": self.key, "_checkpoint": str(found) if found else None,
+            },
+            timeout_s=timeout_s,
+        )  # fmt: skip
+        if everyone[0]["_checkpoint"]:
+            self.checkpoint = Path(everyone[0]["_checkpoint"])
+            if not self.checkpoint.is_dir():
+                raise LaunchError(
+                    f"output_dir: {self.checkpoint} is there for the first machine only; all of them must share the "
+                    "file system that output_dir is on"
+                )
+            check_resumable(self.checkpoint, self.launch)
 
     def announce(self, trainer: Any) -> None:
         """Print what the run amounts to, and refuse a disk that cannot take its checkpoints."""
         args = trainer.args
-        check_processes(trainer)
+        launched.check_trainer(trainer, self.launch)
+        launched.check_deepspeed_bf16(trainer, gate_checks.dtype_of(trained_model(trainer)))
         trained, total = self.parameters = count_parameters(trainer.model)
         work = trainer.describe_work() if hasattr(trainer, "describe_work") else describe_work(trainer)
         say(
             f"{work}; {trained:,} of {total:,} parameters trained ({trained / total:.2%}); "
-            f"{'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}"
+            f"{'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}; {self.launch}"
         )
         needed = 12 * trained * ((args.save_total_limit or 2) + 2)  # weights and two Adam moments a checkpoint, fp32
         free = shutil.disk_usage(self.run_dir).free
@@ -139,22 +175,30 @@ class Stage:
         """Train to the end, from the last whole checkpoint when an earlier try was cut off."""
         from transformers import PrinterCallback
 
+        from .parallel.order import share_order
+
         if trainer.args.train_sampling_strategy == "group_by_length":
             know_lengths(trainer)
-        checkpoint = last_whole_checkpoint(self.run_dir / CHECKPOINTS)
+        checkpoint = self.checkpoint
         step = 0
         if checkpoint is not None:
             step = int(checkpoint.name.rpartition("-")[2])
             say(f"resuming from {checkpoint}")
         keep_all_that_is_trained(trainer)
+        share_order(trainer)
+        if self.launch.strategy == "fsdp2":
+            fsdp.choose_units(trainer)
         if self.config.adapter.method == "adalora":
             trainer.add_callback(allocation(trainer))
         trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(launched.watch_wrapper(trainer, self.launch))
+        trainer.add_callback(mark_whole(self.launch))
         trainer.add_callback(metrics_writer(self.run_dir / METRICS, step))
         if hasattr(trainer, "collector"):
             trainer.add_callback(completions_writer(self.run_dir / COMPLETIONS, step, trainer.collector))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         make_whole(trainer)
+        fsdp.make_whole(trainer)
         take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
 
     def last_logs(self, trainer: Any) -> dict[str, Any]:
@@ -267,19 +311,6 @@ def describe_work(trainer: Any) -> str:
     )
 
 
-def check_processes(trainer: Any) -> None:
-    """Refuse a run that is not the one that was launched. Raises LaunchError, or ConfigError."""
-    launched, found = int(os.environ.get("WORLD_SIZE", "1")), trainer.accelerator.num_processes
-    if found != launched:
-        raise LaunchError(
-            f"{launched} processes were launched, but each trains as one of {found}: see accelerate_configs/"
-        )
-    if trainer.is_deepspeed_enabled and trainer.args.bf16 and gate_checks.dtype_of(trained_model(trainer)) == "float32":
-        raise ConfigError(
-            "bf16: true under DeepSpeed rounds the weights themselves: set dtype: bfloat16, or bf16: false"
-        )
-
-
 def trained_model(trainer: Any) -> Any:
     """The model that a trainer was made for; of PPO's several roles, the policy."""
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -356,13 +387,13 @@ def lock(run_dir: Path) -> IO[str]:
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end, or None.
 
-    transformers writes `trainer_state.json` last; a checkpoint that a kill cut short has none, or a truncated tensor
-    file, and is removed here.
+    One that a kill cut short lacks WRITTEN_BY, which comes last, or has a truncated tensor file, and is removed here.
     """
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
     for checkpoint in found:
         try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            for file in (checkpoint / "trainer_state.json", checkpoint / WRITTEN_BY):
+                json.loads(file.read_text(encoding="utf-8"))
             for file in checkpoint.rglob("*.safetensors"):
                 check_safetensors(file)
         except (OSError, json.JSONDecodeError, ArtifactError):
