@@ -20,6 +20,7 @@ import yaml
 
 from .errors import ConfigError
 from .methods import COMMAND_LINE, settle
+from .parallel.layout import check_settings
 from .schema import coerce, describe, fields_of
 from .settings import RECIPES, TRAINER_RANGES, UNKEYED, AdapterSettings, GateSettings, Recipe
 
@@ -177,6 +178,7 @@ def build(
         groups["adapter"], notes = settle(
             recipe, groups["adapter"], values, given=written, has_policy="policy" in inputs
         )
+        check_settings(recipe, values, groups["adapter"])
     return StageConfig(recipe, values, groups, inputs, source, tuple(notes))
 
 

@@ -1,0 +1,1 @@
+"""Training in several processes: what a launched process must find, and models that are split over processes."""

@@ -1,0 +1,116 @@
+"""Models that are split over processes train as they do on one: tensor, pipeline, and both with copies.
+
+`split_runs.py` trains every cell of its table, split and on one process, with clipping at work in each step. AdamW
+hides a gradient that is wrong by a factor; the length of the gradient does not.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import ROOT
+from distributed.split_runs import CELLS, RESUMED, SAVED, STEPS, Cell
+
+pytestmark = pytest.mark.slow
+
+CHOSEN = [c for c in CELLS if os.environ.get("SPLIT_CELLS", "") in c.name]
+RESUMED_CHOSEN = [c for c in CHOSEN if c in RESUMED]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory):
+    """The folder of all runs."""
+    out = tmp_path_factory.mktemp("split")
+    shutil.copytree(tiny, out / "tiny")
+    command = [sys.executable, ROOT / "tests" / "distributed" / "split_runs.py", out]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return out
+
+
+def read(runs, name):
+    return torch.load(runs / f"{name}.pt", weights_only=True)
+
+
+def assert_same(got, expected, *, tolerance=1e-5):
+    """Every number of every log, and every tensor."""
+    for ours, theirs in zip(got["log"], expected["log"], strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            assert ours[key] == pytest.approx(theirs[key], abs=tolerance, rel=tolerance), key
+    assert got["state"].keys() == expected["state"].keys()
+    for name, tensor in expected["state"].items():
+        torch.testing.assert_close(got["state"][name], tensor, atol=tolerance, rtol=0)
+
+
+def test_the_sweep_has_every_kind():
+    assert len(CELLS) == len({c.name for c in CELLS}) == 45
+    for layout in ((1, 1, 2), (1, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)):
+        cells = [c for c in CELLS if c.layout == layout]
+        assert {c.trainer for c in cells} == {"sft", "dpo"}, layout
+        assert {c.method for c in cells} >= {"lora", "full"}, layout
+    for layout in ((1, 1, 2), (1, 2, 1)):
+        kinds = {(c.trainer, c.method, c.model) for c in CELLS if c.layout == layout}
+        assert kinds >= {(t, m, k) for t in ("sft", "dpo") for m in ("lora", "full") for k in ("tied", "untied")}
+    assert {c.schedule for c in CELLS if c.trainer == "dpo"} == {"1f1b", "gpipe"}
+
+
+@pytest.mark.parametrize("cell", CHOSEN, ids=lambda c: c.name)
+def test_a_split_model_trains_as_on_one_process(runs, cell: Cell):
+    split, one = read(runs, cell.name), read(runs, cell.same)
+    assert len(one["log"]) == STEPS
+    assert all(record["grad_norm"] > 0.05 for record in one["log"]), "clipping was not at work"
+    assert_same(split, one)
+    assert split["apart"] == 0, "processes hold different models at the end"
+    assert split["trainer"].startswith("Split")
+    assert split["wrapper"] == one["wrapper"]
+    # A process held its share: less than the whole, and together at least all copies.
+    assert max(split["held"]) < one["parameters"]
+    assert sum(split["held"]) >= one["parameters"] * cell.layout[0]
+
+
+@pytest.mark.parametrize("cell", CHOSEN, ids=lambda c: c.name)
+def test_what_is_saved_is_an_ordinary_model(runs, cell: Cell):
+    """Plain peft and transformers read the result, and the checkpoint is that of one process, file by file."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from posttrain.gates import probe_logprobs
+
+    split = read(runs, cell.name)
+    folder = runs / cell.name / "result"
+    if cell.method == "full":
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    else:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(runs / cell.model), folder)
+    assert probe_logprobs(model, list(range(5, 40))) == pytest.approx(split["probe"], abs=1e-5)
+
+    ours, theirs = (runs / name / f"checkpoint-{SAVED}" for name in (cell.name, cell.same))
+    file = "model.safetensors" if cell.method == "full" else "adapter_model.safetensors"
+    weights, expected = load_file(ours / file), load_file(theirs / file)
+    assert weights.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], atol=1e-5, rtol=0)
+    moments, wanted = (torch.load(f / "optimizer.pt", weights_only=True) for f in (ours, theirs))
+    assert moments["state"].keys() == wanted["state"].keys()
+    for place, state in wanted["state"].items():
+        for kind, tensor in state.items():
+            torch.testing.assert_close(moments["state"][place][kind], tensor, atol=1e-5, rtol=1e-4)
+    for key in ("params", "weight_decay", "lr"):
+        assert [g[key] for g in moments["param_groups"]] == [g[key] for g in wanted["param_groups"]]
+
+
+@pytest.mark.parametrize("cell", RESUMED_CHOSEN, ids=lambda c: c.name)
+def test_a_checkpoint_goes_on_under_its_own_and_any_other_layout(runs, cell: Cell):
+    split, one = read(runs, cell.name), read(runs, cell.same)
+    own = read(runs, f"{cell.name}-resumed")
+    assert all(torch.equal(own["state"][name], tensor) for name, tensor in split["state"].items())
+    for name in (f"{cell.name}-from-one", f"{cell.name}-to-one"):
+        other = read(runs, name)
+        for key, tensor in one["state"].items():
+            torch.testing.assert_close(other["state"][key], tensor, atol=1e-5, rtol=0, msg=f"{name} {key}")
