@@ -6,6 +6,7 @@ for each world of 2, 4 and 8. What a run did goes to OUT/NAME.pt.
 
 import dataclasses
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,11 @@ CELLS = [
     Cell(DPT), Cell(DPT, method="full"), Cell(DPT, "dpo"), Cell(DPT, "dpo", "full", "untied"),
 ]  # fmt: skip
 RESUMED = [Cell(T), Cell(P), Cell(PT, method="full"), Cell(DPT)]  # of these, from their own checkpoint and from others'
+
+
+def chosen(cells: list[Cell]) -> list[Cell]:
+    """Those whose name matches the regular expression SPLIT_CELLS, to try a few by hand."""
+    return [c for c in cells if re.search(os.environ.get("SPLIT_CELLS", ""), c.name)]
 
 
 def make_model(folder: Path, kind: str) -> None:
@@ -208,8 +214,7 @@ def work(rank: int, world: int, folder: Path, port: int) -> None:
 
     use_dense_lm_head()
     use_accumulated_lora()
-    chosen = os.environ.get("SPLIT_CELLS", "")
-    cells = [c for c in CELLS if chosen in c.name]
+    cells = chosen(CELLS)
     if world == 1:
         for cell in {c.same: c for c in cells}.values():
             run(cell, folder, cell.same, None)
@@ -240,9 +245,8 @@ def resume_on_one(rank: int, folder: Path) -> None:
 
     use_dense_lm_head()
     use_accumulated_lora()
-    for cell in RESUMED:
-        if os.environ.get("SPLIT_CELLS", "") in cell.name:
-            run(cell, folder, f"{cell.name}-to-one", None, folder / cell.name / f"checkpoint-{SAVED}")
+    for cell in chosen(RESUMED):
+        run(cell, folder, f"{cell.name}-to-one", None, folder / cell.name / f"checkpoint-{SAVED}")
 
 
 def make_adapter(folder: Path) -> None:

@@ -4,7 +4,6 @@
 hides a gradient that is wrong by a factor; the length of the gradient does not.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,12 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import ROOT
-from distributed.split_runs import CELLS, RESUMED, SAVED, STEPS, Cell
+from distributed.split_runs import CELLS, RESUMED, SAVED, STEPS, Cell, chosen
 
 pytestmark = pytest.mark.slow
-
-CHOSEN = [c for c in CELLS if os.environ.get("SPLIT_CELLS", "") in c.name]
-RESUMED_CHOSEN = [c for c in CHOSEN if c in RESUMED]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +56,7 @@ def test_the_sweep_has_every_kind():
     assert {c.schedule for c in CELLS if c.trainer == "dpo"} == {"1f1b", "gpipe"}
 
 
-@pytest.mark.parametrize("cell", CHOSEN, ids=lambda c: c.name)
+@pytest.mark.parametrize("cell", chosen(CELLS), ids=lambda c: c.name)
 def test_a_split_model_trains_as_on_one_process(runs, cell: Cell):
     split, one = read(runs, cell.name), read(runs, cell.same)
     assert len(one["log"]) == STEPS
@@ -74,7 +70,7 @@ def test_a_split_model_trains_as_on_one_process(runs, cell: Cell):
     assert sum(split["held"]) >= one["parameters"] * cell.layout[0]
 
 
-@pytest.mark.parametrize("cell", CHOSEN, ids=lambda c: c.name)
+@pytest.mark.parametrize("cell", chosen(CELLS), ids=lambda c: c.name)
 def test_what_is_saved_is_an_ordinary_model(runs, cell: Cell):
     """Plain peft and transformers read the result, and the checkpoint is that of one process, file by file."""
     from peft import PeftModel
@@ -105,7 +101,7 @@ def test_what_is_saved_is_an_ordinary_model(runs, cell: Cell):
         assert [g[key] for g in moments["param_groups"]] == [g[key] for g in wanted["param_groups"]]
 
 
-@pytest.mark.parametrize("cell", RESUMED_CHOSEN, ids=lambda c: c.name)
+@pytest.mark.parametrize("cell", chosen(RESUMED), ids=lambda c: c.name)
 def test_a_checkpoint_goes_on_under_its_own_and_any_other_layout(runs, cell: Cell):
     split, one = read(runs, cell.name), read(runs, cell.same)
     own = read(runs, f"{cell.name}-resumed")

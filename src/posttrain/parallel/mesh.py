@@ -20,7 +20,7 @@ class Mesh:
         shape = (layout.data, layout.pipeline, layout.tensor)
         self.devices = init_device_mesh(device.type, shape, mesh_dim_names=("data", "pipeline", "tensor"))
         place: Any = self.devices.get_coordinate()
-        self.data_rank, self.stage, self.tensor_rank = place
+        self.data_rank, self.stage, self.tensor_rank = map(int, place)
         self.data, self.pipeline, self.tensor = (
             self.devices[name].get_group() for name in ("data", "pipeline", "tensor")
         )
