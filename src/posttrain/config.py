@@ -206,6 +206,9 @@ def _ranges(spec: Recipe) -> dict[str, Mapping[str, Any]]:
 
 
 def _unknown_key(key: str, types: Mapping[str, Any], where: str, recipe: str) -> str:
+    others = [name for name in RECIPES if key in known_keys(name)]
+    if others:
+        return f"{where}: unknown key {key!r}; it is a key of {', '.join(others)}, and {recipe} has no use for it"
     near = difflib.get_close_matches(key, types, n=1, cutoff=0.6)
     if not near:
         # `r: 8` at the top belongs into the group: look at the last word of each key as well.
