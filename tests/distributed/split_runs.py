@@ -71,6 +71,8 @@ CELLS = [
     Cell(P, method="rslora"), Cell(P, model="qwen2", count=4), Cell(P, method="full", model="mistral"),
     Cell(P, options={"gradient_accumulation_steps": 2}), Cell(P, options={"gradient_checkpointing": True}, count=4),
     Cell(P, "dpo", options={"gradient_accumulation_steps": 2}),
+    # bf16 weights and autocast, as on a GPU
+    *(Cell(layout, options={"bf16": True}) for layout in (T, P)),
     # Hybrid
     Cell(DT), Cell(DT, "dpo", "full"), Cell(DP, method="full"), Cell(DP, "dpo"),
     Cell(PT), Cell(PT, method="full"), Cell(PT, "dpo", "full", "untied", "gpipe"), Cell(PT, "dpo", "continue"),
@@ -136,11 +138,12 @@ def build(cell: Cell, folder: Path, out: Path, layout: Any) -> Any:
         "per_device_train_batch_size": 8 // (layout.data if layout else 1), "dataloader_pin_memory": False,
         "max_grad_norm": 0.05, **cell.options,
     }  # fmt: skip
-    settings = {**decide(settings), "bf16": False}
+    settings = {**decide(settings), "bf16": bool(cell.options.get("bf16"))}
     trainer_class, config_class = {
         "sft": (trl.SFTTrainer, trl.SFTConfig), "dpo": (trl.DPOTrainer, trl.DPOConfig)
     }[cell.trainer]  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(folder / cell.model, dtype=torch.float32)
+    dtype = torch.bfloat16 if settings["bf16"] else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder / cell.model, dtype=dtype)
     lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     config = {"lora": LoraConfig(**lora), "rslora": LoraConfig(**lora, use_rslora=True)}.get(cell.method)
     if cell.method == "continue":
