@@ -1,7 +1,6 @@
 """The recipes as a user starts them, on a model that is split: takeover, gates, result, lineage."""
 
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from conftest import ROOT, run_here
 from posttrain.adapters import load_policy
 from posttrain.artifacts import verify
 from posttrain.gates import probe_logprobs
-from posttrain.launch import environment
+from posttrain.launch import build_command, environment
 
 pytestmark = pytest.mark.slow
 
@@ -27,10 +26,8 @@ def arguments(**values):
 def launch(config, recipe, *args):
     """`accelerate launch` with one of our configurations."""
     file = ROOT / "accelerate_configs" / config
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, ROOT / "recipes" / f"{recipe}.py", *args,
-    ]  # fmt: skip
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, env=environment(file))
+    command = list(map(str, build_command(recipe, args, file)))
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment(file))
 
 
 @pytest.fixture(scope="module")
