@@ -264,7 +264,7 @@ def describe_work(trainer: Any) -> str:
     tokens = round(count_tokens(trainer.train_dataset) * steps / per_epoch)
     where = f"{copies} processes"
     if hasattr(trainer, "layout"):
-        where = f"{copies} whole models on {args.world_size} processes ({trainer.layout})"
+        where = f"{copies} cop{'ies' if copies > 1 else 'y'} on {args.world_size} processes ({trainer.layout})"
     return (
         f"global batch {batch} = {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x "
         f"{where}; {steps} steps; {tokens:,} tokens"

@@ -40,6 +40,7 @@ class Cell:
     schedule: str = "1f1b"
     count: int = 2
     options: dict[str, Any] = field(default_factory=dict)  # of the trainer
+    rows: int = 40  # five batches an epoch
 
     @property
     def world(self) -> int:
@@ -48,7 +49,8 @@ class Cell:
     @property
     def same(self) -> str:
         """What must train alike: the name of its run on one process."""
-        options = "-".join(f"{k}={len(v) if isinstance(v, list) else v}" for k, v in sorted(self.options.items()))
+        varied = {**self.options, **({"rows": self.rows} if self.rows != 40 else {})}
+        options = "-".join(f"{k}={len(v) if isinstance(v, list) else v}" for k, v in sorted(varied.items()))
         return "_".join(filter(None, ("one", self.trainer, self.method, self.model, options)))
 
     @property
@@ -71,6 +73,8 @@ CELLS = [
     Cell(P, method="rslora"), Cell(P, model="qwen2", count=4), Cell(P, method="full", model="mistral"),
     Cell(P, options={"gradient_accumulation_steps": 2}), Cell(P, options={"gradient_checkpointing": True}, count=4),
     Cell(P, "dpo", options={"gradient_accumulation_steps": 2}),
+    # The last batch of an epoch has 6 rows, which four micro-batches do not share evenly: there are two then
+    Cell(T, rows=46), Cell(P, rows=46, count=4), Cell(P, "dpo", rows=46, count=4),
     # bf16 weights and autocast, as on a GPU
     *(Cell(layout, options={"bf16": True}) for layout in (T, P)),
     # Hybrid
@@ -109,7 +113,7 @@ def make_model(folder: Path, kind: str) -> None:
     tokenizer.save_pretrained(folder / kind)
 
 
-def rows(trainer: str) -> Any:
+def rows(trainer: str, count: int) -> Any:
     from datasets import Dataset
 
     def row(i: int) -> dict[str, str]:
@@ -117,7 +121,7 @@ def rows(trainer: str) -> Any:
         good, bad = f"are {2 * i + 1} " + "because " * (1 + i % 4), f"is {3 * i} " + "weird " * (2 + i % 2)
         return {"prompt": prompt, **({"completion": good} if trainer == "sft" else {"chosen": good, "rejected": bad})}
 
-    return Dataset.from_list([row(i) for i in range(44)])  # the last batch of an epoch is smaller
+    return Dataset.from_list([row(i) for i in range(count)])
 
 
 def build(cell: Cell, folder: Path, out: Path, layout: Any) -> Any:
@@ -151,7 +155,7 @@ def build(cell: Cell, folder: Path, out: Path, layout: Any) -> Any:
     set_seed(7)
     with copied_reference(model):
         return split(trainer_class, layout)(
-            model, args=config_class(**settings), train_dataset=rows(cell.trainer), peft_config=config,
+            model, args=config_class(**settings), train_dataset=rows(cell.trainer, cell.rows), peft_config=config,
             processing_class=AutoTokenizer.from_pretrained(folder / cell.model),
         )  # fmt: skip
 

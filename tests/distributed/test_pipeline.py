@@ -43,7 +43,7 @@ def test_dpo_takes_over_a_policy_and_trains_it_in_two_stages(policy, preferences
     split = {"pipeline_parallel_size": 2, "pipeline_micro_batches": 2}
     done = launch("pipeline.yaml", "dpo", *arguments(**args, **split, output_dir=tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "1 whole models on 2 processes (1 data x 2 pipeline x 1 tensor)" in done.stdout
+    assert "1 copy on 2 processes (1 data x 2 pipeline x 1 tensor)" in done.stdout
     run_here("dpo", *arguments(**args, output_dir=tmp_path / "one"))
 
     two, one = verify(tmp_path / "two"), verify(tmp_path / "one")
