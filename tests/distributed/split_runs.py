@@ -80,7 +80,7 @@ CELLS = [
     # Hybrid
     Cell(DT), Cell(DT, "dpo", "full"), Cell(DP, method="full"), Cell(DP, "dpo"),
     Cell(PT), Cell(PT, method="full"), Cell(PT, "dpo", "full", "untied", "gpipe"), Cell(PT, "dpo", "continue"),
-    Cell(PT, method="full", model="qwen2"),
+    Cell(PT, method="full", model="qwen2"), Cell(PT, "dpo", "full", options={"gradient_checkpointing": True}),
     Cell((1, 3, 1), method="full"), Cell((1, 3, 1), method="full", model="untied", schedule="gpipe"),
     Cell(DPT), Cell(DPT, method="full"), Cell(DPT, "dpo"), Cell(DPT, "dpo", "full", "untied"),
 ]  # fmt: skip

@@ -45,7 +45,7 @@ def assert_same(got, expected, *, tolerance=1e-5):
 
 
 def test_the_sweep_has_every_kind():
-    assert len(CELLS) == len({c.name for c in CELLS}) == 50
+    assert len(CELLS) == len({c.name for c in CELLS}) == 51
     for layout in ((1, 1, 2), (1, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)):
         cells = [c for c in CELLS if c.layout == layout]
         assert {c.trainer for c in cells} == {"sft", "dpo"}, layout
