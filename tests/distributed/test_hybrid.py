@@ -33,15 +33,28 @@ def read(runs, name):
     return torch.load(runs / f"{name}.pt", weights_only=True)
 
 
-def assert_same(got, expected, *, tolerance=1e-5):
-    """Every number of every log, and every tensor."""
+# In bf16 sums are rounded, in another order: Adam's step, 2e-3 long, may turn where a gradient is nearly 0.
+EXACT, ROUNDED = 1e-5, 2e-3
+
+
+def tolerance(cell: Cell) -> float:
+    return ROUNDED if cell.options.get("bf16") else EXACT
+
+
+def assert_same(got, expected, cell: Cell):
+    """Every number of every log, and every tensor; in bf16 not the metrics, of which one counts right tokens."""
+    near = tolerance(cell)
     for ours, theirs in zip(got["log"], expected["log"], strict=True):
         assert ours.keys() == theirs.keys()
-        for key in theirs:
-            assert ours[key] == pytest.approx(theirs[key], abs=tolerance, rel=tolerance), key
-    assert got["state"].keys() == expected["state"].keys()
-    for name, tensor in expected["state"].items():
-        torch.testing.assert_close(got["state"][name], tensor, atol=tolerance, rtol=0)
+        for key in theirs if near == EXACT else ("loss", "grad_norm", "learning_rate"):
+            assert ours[key] == pytest.approx(theirs[key], abs=near, rel=near), key
+    assert_close(got["state"], expected["state"], near)
+
+
+def assert_close(got, expected, near):
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(got[name], tensor, atol=near, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_the_sweep_has_every_kind():
@@ -61,7 +74,7 @@ def test_a_split_model_trains_as_on_one_process(runs, cell: Cell):
     split, one = read(runs, cell.name), read(runs, cell.same)
     assert len(one["log"]) == STEPS
     assert all(record["grad_norm"] > 0.05 for record in one["log"]), "clipping was not at work"
-    assert_same(split, one)
+    assert_same(split, one, cell)
     assert split["apart"] == 0, "processes hold different models at the end"
     assert split["trainer"].startswith("Split")
     assert split["wrapper"] == one["wrapper"]
@@ -76,27 +89,24 @@ def test_what_is_saved_is_an_ordinary_model(runs, cell: Cell):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from posttrain.gates import probe_logprobs
+    from posttrain.gates import TOLERANCE, probe_logprobs
 
     split = read(runs, cell.name)
-    folder = runs / cell.name / "result"
+    folder, dtype = runs / cell.name / "result", torch.bfloat16 if cell.options.get("bf16") else torch.float32
     if cell.method == "full":
         model = AutoModelForCausalLM.from_pretrained(folder)
     else:
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(runs / cell.model), folder)
-    assert probe_logprobs(model, list(range(5, 40))) == pytest.approx(split["probe"], abs=1e-5)
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(runs / cell.model, dtype=dtype), folder)
+    near = EXACT if dtype == torch.float32 else TOLERANCE["bfloat16"]
+    assert probe_logprobs(model, list(range(5, 40))) == pytest.approx(split["probe"], abs=near)
 
     ours, theirs = (runs / name / f"checkpoint-{SAVED}" for name in (cell.name, cell.same))
     file = "model.safetensors" if cell.method == "full" else "adapter_model.safetensors"
-    weights, expected = load_file(ours / file), load_file(theirs / file)
-    assert weights.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(weights[name], expected[name], atol=1e-5, rtol=0)
+    assert_close(load_file(ours / file), load_file(theirs / file), tolerance(cell))
     moments, wanted = (torch.load(f / "optimizer.pt", weights_only=True) for f in (ours, theirs))
     assert moments["state"].keys() == wanted["state"].keys()
     for place, state in wanted["state"].items():
-        for kind, tensor in state.items():
-            torch.testing.assert_close(moments["state"][place][kind], tensor, atol=1e-5, rtol=1e-4)
+        assert_close(moments["state"][place], state, tolerance(cell))
     for key in ("params", "weight_decay", "lr"):
         assert [g[key] for g in moments["param_groups"]] == [g[key] for g in wanted["param_groups"]]
 
@@ -107,6 +117,4 @@ def test_a_checkpoint_goes_on_under_its_own_and_any_other_layout(runs, cell: Cel
     own = read(runs, f"{cell.name}-resumed")
     assert all(torch.equal(own["state"][name], tensor) for name, tensor in split["state"].items())
     for name in (f"{cell.name}-from-one", f"{cell.name}-to-one"):
-        other = read(runs, name)
-        for key, tensor in one["state"].items():
-            torch.testing.assert_close(other["state"][key], tensor, atol=1e-5, rtol=0, msg=f"{name} {key}")
+        assert_close(read(runs, name)["state"], one["state"], EXACT)
