@@ -24,7 +24,7 @@ def runs(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("split")
     shutil.copytree(tiny, out / "tiny")
     command = [sys.executable, ROOT / "tests" / "distributed" / "split_runs.py", out]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr[-5000:]
     return out
 
