@@ -24,9 +24,9 @@ def main() -> None:
 
     args = stage.trainer_args()
     base = check_base(policy.model_settings(stage), stage.policy)
-    layout = read_layout(stage.config, base)
     tokenizer = load_tokenizer(base, policy.model_settings(stage), trust_remote_code=args.trust_remote_code)
     policy.check_inputs(stage, tokenizer)
+    layout = read_layout(stage.config, base)
     lengths = check_lengths(train, tokenizer, max_length=args.max_length)
     policy.say_lengths(lengths, args.max_length)
 

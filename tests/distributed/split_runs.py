@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 STEPS, SAVED = 6, 3
 SHAPES = {  # of the tiny models: three layers, so that two stages are unequal
     "tied": {"model_type": "llama", "tie_word_embeddings": True},
@@ -35,7 +37,7 @@ class Cell:
 
     layout: tuple[int, int, int]
     trainer: str = "sft"
-    method: str = "lora"  # lora | rslora | full | continue (a LoRA that an earlier stage made)
+    method: str = "lora"  # lora | rslora | full | continue, dropping (LoRAs that an earlier stage made)
     model: str = "tied"
     schedule: str = "1f1b"
     count: int = 2
@@ -150,8 +152,8 @@ def build(cell: Cell, folder: Path, out: Path, layout: Any) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder / cell.model, dtype=dtype)
     lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     config = {"lora": LoraConfig(**lora), "rslora": LoraConfig(**lora, use_rslora=True)}.get(cell.method)
-    if cell.method == "continue":
-        model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
+    if cell.method in ("continue", "dropping"):
+        model = PeftModel.from_pretrained(model, folder / cell.method, is_trainable=True)
     set_seed(7)
     with copied_reference(model):
         return split(trainer_class, layout)(
@@ -240,9 +242,21 @@ def work(rank: int, world: int, folder: Path, port: int) -> None:
         if cell.world == world:
             go(cell, cell.name)
             if cell in RESUMED:
+                refuse_dropout(cell, folder)
                 go(cell, f"{cell.name}-resumed", folder / cell.name / f"checkpoint-{SAVED}")
                 go(cell, f"{cell.name}-from-one", folder / cell.same / f"checkpoint-{SAVED}")
     dist.destroy_process_group()
+
+
+def refuse_dropout(cell: Cell, folder: Path) -> None:
+    """An adapter that goes on may drop what the stage's configuration does not say."""
+    from posttrain.errors import ConfigError
+    from posttrain.parallel.layout import Layout
+
+    fresh_state()
+    layout = Layout(*cell.layout, schedule=cell.schedule, micro_batches=cell.count)
+    with pytest.raises(ConfigError, match="drops 0.1 of what passes"):
+        build(dataclasses.replace(cell, method="dropping"), folder, folder / "dropped", layout)
 
 
 def resume_on_one(rank: int, folder: Path) -> None:
@@ -256,19 +270,21 @@ def resume_on_one(rank: int, folder: Path) -> None:
         run(cell, folder, f"{cell.name}-to-one", None, folder / cell.name / f"checkpoint-{SAVED}")
 
 
-def make_adapter(folder: Path) -> None:
-    """A LoRA that an earlier stage has trained."""
+def make_adapters(folder: Path) -> None:
+    """LoRAs that an earlier stage has trained, without dropout and with it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(2)
-    model = AutoModelForCausalLM.from_pretrained(folder / "tied")
-    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder / "adapter")
+    for name, dropout in (("continue", 0.0), ("dropping", 0.1)):
+        torch.manual_seed(2)
+        lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+        base = AutoModelForCausalLM.from_pretrained(folder / "tied")
+        model = get_peft_model(base, LoraConfig(**lora, lora_dropout=dropout))
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(parameter, std=0.1)
+        model.save_pretrained(folder / name)
 
 
 def main(folder: Path) -> None:
@@ -281,7 +297,7 @@ def main(folder: Path) -> None:
 
     for kind in SHAPES:
         make_model(folder, kind)
-    make_adapter(folder)
+    make_adapters(folder)
     for world in (1, 2, 4, 3, 8):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -131,6 +131,7 @@ def test_two_ways_of_splitting_are_refused(launched, base, flag):
     [
         ({"model_type": "qwen3"}, {}, "a qwen3 is not proven .* llama, mistral, qwen2"),
         ({}, {"tensor_parallel_size": 8, "pipeline_parallel_size": 1}, "num_key_value_heads.* 1, 2, 4 do"),
+        ({"attention_dropout": 0.1}, {}, "attention_dropout: 0.1 in its config.json"),
         ({"intermediate_size": 129}, {}, "2 does not divide intermediate_size, which is 129"),
         ({}, {"tensor_parallel_size": 1, "pipeline_parallel_size": 4}, "4 stages, .* has 2 layers"),
     ],

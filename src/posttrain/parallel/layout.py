@@ -121,9 +121,8 @@ def _check_micro_batches(values: Mapping[str, Any]) -> None:
 def read_layout(config: Any, base: str) -> Layout | None:
     """The layout of a run, of its StageConfig, checked against the launch and the model's own configuration.
 
-    None when nothing is split.
-
-    Raises LaunchError for a launch that does not fit, ConfigError for a model that cannot be split so.
+    None when nothing is split. Raises LaunchError for a launch that does not fit, ConfigError for a model that cannot
+    be split so.
     """
     settings = config.part(ParallelSettings)
     tensor, pipeline = settings.tensor_parallel_size, settings.pipeline_parallel_size
@@ -142,7 +141,8 @@ def read_layout(config: Any, base: str) -> Layout | None:
             f"{asked} needs a multiple of {tensor * pipeline} processes, {processes} were launched: change "
             "num_processes of the accelerate config, or these keys"
         )
-    _check_model(base, tensor, pipeline, bool(config.values.get("trust_remote_code")))
+    revision, remote = config.values.get("model_revision") or "main", bool(config.values.get("trust_remote_code"))
+    _check_model(base, tensor, pipeline, revision=revision, trust_remote_code=remote)
     return Layout(
         processes // (tensor * pipeline), pipeline, tensor, settings.pipeline_schedule, settings.pipeline_micro_batches
     )
@@ -157,14 +157,19 @@ def split(trainer_class: Any, layout: Layout | None) -> Any:
     return type(f"Split{trainer_class.__name__}", (SplitTrainer, trainer_class), {"layout": layout})
 
 
-def _check_model(base: str, tensor: int, pipeline: int, trust_remote_code: bool) -> None:
+def _check_model(base: str, tensor: int, pipeline: int, **options: Any) -> None:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(base, **options)
     if config.model_type not in MODELS:
         raise ConfigError(
             f"model_name_or_path: a {config.model_type} is not proven to train split as it does whole; use one of "
             f"{', '.join(MODELS)}, or zero3.yaml without tensor_parallel_size and pipeline_parallel_size"
+        )
+    if getattr(config, "attention_dropout", 0):
+        raise ConfigError(
+            f"model_name_or_path: {base} has attention_dropout: {config.attention_dropout} in its config.json, and "
+            "processes would drop other numbers than one does; set it to 0 there, or do not split the model"
         )
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         if getattr(config, name) % tensor:

@@ -37,6 +37,12 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
         self.reference: Pipeline | None = None
         args.parallelism_config = SplitParallelism(self.layout)
         super().__init__(*given, args=args, **options)
+        for name, module in self.model.named_modules():  # an adapter that goes on brings its own
+            if isinstance(module, torch.nn.Dropout) and module.p > 0:
+                raise ConfigError(
+                    f"inputs.policy: its {name} drops {module.p:g} of what passes, and processes would drop other "
+                    "numbers than one does: use adapter.start: merge, or train the policy with adapter.dropout: 0"
+                )
 
     # Whole, split, whole
 
