@@ -301,13 +301,17 @@ def _given(config: StageConfig) -> dict[str, Any]:
 def describe_work(trainer: Any) -> str:
     """Global batch, steps and tokens of a trainer that goes through its rows."""
     args = trainer.args
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get another batch
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * copies
     per_epoch = max(1, -(-len(trainer.train_dataset) // batch))
     steps = args.max_steps if args.max_steps > 0 else round(per_epoch * args.num_train_epochs)
     tokens = round(count_tokens(trainer.train_dataset) * steps / per_epoch)
+    where = f"{copies} processes"
+    if hasattr(trainer, "layout"):
+        where = f"{copies} cop{'ies' if copies > 1 else 'y'} on {args.world_size} processes ({trainer.layout})"
     return (
         f"global batch {batch} = {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x "
-        f"{args.world_size} processes; {steps} steps; {tokens:,} tokens"
+        f"{where}; {steps} steps; {tokens:,} tokens"
     )
 
 
