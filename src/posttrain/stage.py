@@ -42,7 +42,7 @@ from .gates import Gate
 from .identity import stage_key
 from .logs import COMPLETIONS, METRICS, completions_writer, metrics_writer, say
 from .models import template_sha256, tokenizer_sha256
-from .precision import decide, take_off_autocast
+from .precision import decide, describe_weights, take_off_autocast
 from .settings import DataSettings
 from .zero import load_whole, make_whole
 
@@ -128,6 +128,8 @@ class Stage:
             f"{'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}"
         )
         needed = 12 * trained * ((args.save_total_limit or 2) + 2)  # weights and two Adam moments a checkpoint, fp32
+        if not trainer.is_deepspeed_enabled and (note := describe_weights(trainer.model)):
+            say(f"note: {note}")
         free = shutil.disk_usage(self.run_dir).free
         if free < needed:
             raise LaunchError(
