@@ -10,15 +10,19 @@ import pytest
 from conftest import ROOT
 
 BLOCK = re.compile(r"^```\n\$ python (benchmarks/\w+\.py) ?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
+TABLES = re.compile(r"^<!-- python (benchmarks/\w+\.py) ?(.*) -->\n((?:.*\n)*?)<!-- end -->$", re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 # Computed with torch: kernels differ from one processor to another, and with them the last digit printed.
 MEASURED = {"training", "gradients"}
-NEEDS_THE_DEMO_MODEL = {"gradients"}
+SLOW = {"gradients", "simulate"}  # half a minute each; the first needs the tagger's demo model
 
 
-def blocks(page: str) -> list[tuple[str, str, str]]:
-    """(script, arguments, text) of every block of a page."""
-    return BLOCK.findall((ROOT / "docs" / page).read_text(encoding="utf-8"))
+def blocks(page: str, *, count: int):
+    """(script, arguments, what the page says it prints) of every block and table of a page."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    found = BLOCK.findall(text) + TABLES.findall(text)
+    assert len(found) == count, f"{page} has {len(found)}"
+    return [pytest.param(*b, marks=[pytest.mark.slow] if b[1] in SLOW else [], id=b[1]) for b in found]
 
 
 def output(script: str, arguments: str) -> str:
@@ -38,19 +42,10 @@ def assert_same(written: str, printed: str, *, within: float) -> None:
         assert now == pytest.approx(was, rel=within, abs=1e-12), (was, now)
 
 
-def cells(page: str, count: int):
-    found = blocks(page)
-    assert len(found) == count, f"{page} has {len(found)} blocks"
-    return [
-        pytest.param(
-            *block, marks=[pytest.mark.slow] if block[1] in NEEDS_THE_DEMO_MODEL else [], id=block[1] or block[0]
-        )
-        for block in found
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("script", "arguments", "written"), cells("precision.md", 5))
-def test_precision(script, arguments, written):
+@pytest.mark.parametrize(
+    ("script", "arguments", "written"), blocks("precision.md", count=5) + blocks("scaling.md", count=4)
+)
+def test_what_a_page_prints(script, arguments, written):
     printed = output(script, arguments)
     if arguments in MEASURED:
         assert_same(written, printed, within=0.25)
