@@ -18,7 +18,8 @@ from ..settings import NerDataSettings, NerSettings
 from ..stage import Stage, trained_model
 from .alignment import IGNORED, Encoded, check_tokenizer, encode, predict, probe_logits
 from .metrics import as_lines, entity_scores, mistakes
-from .reading import Sentences, check_against_train, load_hub_sentences, load_sentences
+from .reading import check_against_train, load_hub_sentences, load_sentences
+from .sentences import Sentences
 
 PROBE_TOKENS = 48
 KEYS = ("train_file", "validation_file", "test_file")
