@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from . import gates as gate_checks
 from .adapters import ADAPTER, MODEL, count_parameters
-from .adapters.adalora import allocation
+from .adapters.adalora import allocation, penalise
 from .adapters.resume import keep_all_that_is_trained
 from .artifacts import (
     Lineage,
@@ -41,6 +41,7 @@ from .errors import ArtifactError, ConfigError, DataError, LaunchError
 from .gates import Gate
 from .identity import stage_key
 from .logs import COMPLETIONS, METRICS, completions_writer, metrics_writer, say
+from .methods import METHODS
 from .models import template_sha256, tokenizer_sha256
 from .precision import decide, describe_weights, take_off_autocast
 from .settings import DataSettings
@@ -108,9 +109,12 @@ class Stage:
 
     # Trainer
 
-    def trainer_args(self) -> Any:
-        """TRL's configuration object for this recipe, with precision decided and checkpoints in the run directory."""
-        values = decide(self.config.trainer_values())
+    def trainer_args(self, **changes: Any) -> Any:
+        """TRL's configuration object for this recipe, with precision decided and checkpoints in the run directory.
+
+        `changes` are values that follow from the data; the stage's configuration stays as it was given.
+        """
+        values = decide({**self.config.trainer_values(), **changes})
         values["output_dir"] = str(self.run_dir / CHECKPOINTS)
         module, name = trainer_class(self.config.recipe)
         args = getattr(importlib.import_module(module), name)(**values)
@@ -124,7 +128,8 @@ class Stage:
         trained, total = self.parameters = count_parameters(trainer.model)
         work = trainer.describe_work() if hasattr(trainer, "describe_work") else describe_work(trainer)
         say(
-            f"{work}; {trained:,} of {total:,} parameters trained ({trained / total:.2%}); "
+            f"{work}; {METHODS[self.config.adapter.method].title}: {trained:,} of {total:,} parameters trained "
+            f"({trained / total:.2%}); "
             f"{'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}"
         )
         needed = 12 * trained * ((args.save_total_limit or 2) + 2)  # weights and two Adam moments a checkpoint, fp32
@@ -151,6 +156,7 @@ class Stage:
         keep_all_that_is_trained(trainer)
         if self.config.adapter.method == "adalora":
             trainer.add_callback(allocation(trainer))
+            penalise(trainer)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(metrics_writer(self.run_dir / METRICS, step))
         if hasattr(trainer, "collector"):

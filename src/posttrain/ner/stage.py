@@ -68,7 +68,7 @@ def _load(stage: Stage, key: str) -> Sentences | None:
 def trainer_args(stage: Stage, validation: Sentences | None) -> Any:
     """transformers' TrainingArguments; without validation sentences there is nothing to evaluate on while training."""
     if validation is None and stage.config.values["eval_strategy"] == "epoch":
-        stage.config.values["eval_strategy"] = "no"  # type: ignore[index]
+        return stage.trainer_args(eval_strategy="no")
     return stage.trainer_args()
 
 
