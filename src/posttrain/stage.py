@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from . import gates as gate_checks
 from .adapters import ADAPTER, MODEL, count_parameters
-from .adapters.adalora import allocation
+from .adapters.adalora import allocation, penalise
 from .adapters.resume import keep_all_that_is_trained
 from .artifacts import (
     Lineage,
@@ -41,10 +41,11 @@ from .errors import ArtifactError, DataError, LaunchError
 from .gates import Gate
 from .identity import stage_key
 from .logs import COMPLETIONS, METRICS, completions_writer, metrics_writer, say
+from .methods import METHODS
 from .models import template_sha256, tokenizer_sha256
 from .parallel import extensions, fsdp, launched
 from .parallel.checkpoints import WRITTEN_BY, check_resumable, mark_whole
-from .precision import decide, take_off_autocast
+from .precision import decide, describe_weights, take_off_autocast
 from .settings import RECIPES, DataSettings
 from .zero import load_whole, make_whole
 
@@ -114,12 +115,13 @@ class Stage:
 
     # Trainer
 
-    def trainer_args(self) -> Any:
+    def trainer_args(self, **changes: Any) -> Any:
         """TRL's configuration object for this recipe, with precision decided and checkpoints in the run directory.
 
         The processes of a launch meet here, and are what was asked for, or a LaunchError is raised: weights come later.
+        `changes` are values that follow from the data; the stage's configuration stays as it was given.
         """
-        values = decide(self.config.trainer_values())
+        values = decide({**self.config.trainer_values(), **changes})
         values["output_dir"] = str(self.run_dir / CHECKPOINTS)
         timeout_s = float(values.get("ddp_timeout") or 1800)
         self._meet(timeout_s)
@@ -160,10 +162,12 @@ class Stage:
         trained, total = self.parameters = count_parameters(trainer.model)
         work = trainer.describe_work() if hasattr(trainer, "describe_work") else describe_work(trainer)
         say(
-            f"{work}; {trained:,} of {total:,} parameters trained ({trained / total:.2%}); "
-            f"{'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}; {self.launch}"
+            f"{work}; {METHODS[self.config.adapter.method].title}: {trained:,} of {total:,} parameters trained "
+            f"({trained / total:.2%}); {'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}; {self.launch}"
         )
         needed = 12 * trained * ((args.save_total_limit or 2) + 2)  # weights and two Adam moments a checkpoint, fp32
+        if not trainer.is_deepspeed_enabled and (note := describe_weights(trainer.model)):
+            say(f"note: {note}")
         free = shutil.disk_usage(self.run_dir).free
         if free < needed:
             raise LaunchError(
@@ -190,6 +194,7 @@ class Stage:
             fsdp.choose_units(trainer)
         if self.config.adapter.method == "adalora":
             trainer.add_callback(allocation(trainer))
+            penalise(trainer)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(launched.watch_wrapper(trainer, self.launch))
         trainer.add_callback(mark_whole(self.launch))
