@@ -1,4 +1,4 @@
-"""Secrets, kept out of what is written for others to read: reports and model cards.
+"""Text for others to read, in reports and model cards: without secrets, and without signs that a page cannot hold.
 
 A value is one by the name of its key, by its look, or because this process' environment holds it under such a name.
 Token ids and special tokens (`pad_token`, `max_new_tokens`) are none. Imports no torch.
@@ -15,7 +15,9 @@ _NAME = (
     r"access[_-]key(?:[_-]id)?|secret(?:[_-]key)?|private[_-]key|password|passwd|credentials?|authorization)"
 )
 _KEY = re.compile(rf"^{_NAME}$", re.IGNORECASE)
-_ASSIGNED = re.compile(rf"(?i)(?<![\w-])({_NAME}[\"']?\s*[:=]\s*|--{_NAME}[ =])(?!null\b|none\b)(\"[^\"]*\"|'[^']*'|\S+)")
+_ASSIGNED = re.compile(
+    rf"(?i)(?<![\w-])({_NAME}[\"']?\s*[:=]\s*|--{_NAME}[ =])(?!null\b|none\b)(\"[^\"]*\"|'[^']*'|\S+)"
+)
 _LOOKS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|"
     r"glpat-[\w-]{16,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,})"
@@ -44,6 +46,16 @@ def redact_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for key, value in mapping.items()
     }  # fmt: skip
+
+
+_CONTROLS = {n: 0x2400 + n for n in range(32) if n not in (9, 10)} | {0x7F: 0x2421}
+_CONTROLS |= {n: 0xFFFD for n in (*range(0x80, 0xA0), *range(0xD800, 0xE000), *range(0xFDD0, 0xFDF0))}
+_CONTROLS |= {plane * 0x10000 + end: 0xFFFD for plane in range(17) for end in (0xFFFE, 0xFFFF)}
+
+
+def clean(text: str) -> str:
+    """`text` without secrets, and with signs for what neither HTML nor XML may hold: controls, half surrogates."""
+    return redact(text).translate(_CONTROLS)
 
 
 def _environment_secrets() -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..artifacts import ANSWERS
 from ..errors import ArtifactError
-from ..evaluation import Answer, read_answers, text_of
+from ..evaluation import Answer, comparable, read_answers, text_of
 
 BASE = "base"
 
@@ -63,12 +63,11 @@ def read_side_by_side(stages: list[tuple[str, Path, bool]], *, most: int = 12) -
         before = _read(run_dir / ANSWERS / "before.jsonl")
         after = _read(run_dir / ANSWERS / "after.jsonl") or _read(run_dir / "evaluation" / "answers.jsonl")
         if before and from_base:
-            columns.setdefault(BASE, before)
+            columns.setdefault(BASE, _by_row(before))
         if after:
-            columns[name] = after
-        if before and after:
-            pairs = [(before[key].greedy_score, a.greedy_score) for key, a in after.items() if key in before]
-            counts = Counter(pairs)
+            columns[name] = _by_row(after)
+        if before and after and comparable(before, after):
+            counts = Counter((b.greedy_score, a.greedy_score) for b, a in zip(before, after, strict=True))
             moved.append(Moved(name, counts[0.0, 1.0], counts[1.0, 0.0], counts[1.0, 1.0], counts[0.0, 0.0]))
     if not columns:
         return None
@@ -98,11 +97,15 @@ def text_of_prompt(prompt: str | list[dict[str, str]]) -> str:
     return "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
 
 
-def _read(path: Path) -> dict[str, Answer]:
+def _by_row(answers: list[Answer]) -> dict[str, Answer]:
+    return {json.dumps([a.prompt, a.expected]): a for a in answers}
+
+
+def _read(path: Path) -> list[Answer]:
     if not path.is_file():
-        return {}
+        return []
     try:
-        return {json.dumps([a.prompt, a.expected]): a for a in read_answers(path)}
+        return read_answers(path)
     except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); run its stage again") from error
 
@@ -129,6 +132,4 @@ def _cell(answer: Answer | None) -> Cell | None:
     if answer is None:
         return None
     sampled_right = round(answer.sampled_score * len(answer.sampled)) if answer.sampled else 0
-    return Cell(
-        answer.greedy.strip(), bool(answer.greedy_score), answer.stopped, sampled_right, len(answer.sampled)
-    )
+    return Cell(answer.greedy.strip(), bool(answer.greedy_score), answer.stopped, sampled_right, len(answer.sampled))

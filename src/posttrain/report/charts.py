@@ -4,7 +4,9 @@ Series differ by dash and marker, not by colour alone. A line is the mean of a b
 reaches from the least value to the greatest.
 """
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +14,12 @@ from typing import Any
 from markupsafe import Markup
 
 from ..evaluation import Share
+from ..redact import clean
 from . import svg
 from .curves import Curve, Log
 from .facts import GLYPHS, ChainFacts, StageFacts
 from .panels import KL, REWARD, Panel, panels_of
-from .svg import DASHES, INK, MARKERS, MUTED, PANEL, SERIES, clean
+from .svg import DASHES, INK, MARKERS, MUTED, PANEL, SERIES
 
 SHOWN_SERIES = 6
 GIB = 2**30
@@ -26,8 +29,8 @@ GIB = 2**30
 class Chart:
     title: str
     picture: Markup
-    words: str  # what the picture says
-    note: str = ""
+    words: str  # what the picture says, for those who cannot see it
+    caption: str = ""
 
 
 def short(text: str, most: int) -> str:
@@ -49,22 +52,22 @@ def _lines(name: str, panel: Panel, names: Sequence[str], log: Log) -> Chart:
     shown, left_out = names[:SHOWN_SERIES], names[SHOWN_SERIES:]
     all_curves = [log.curves[n] for n in shown]
     with svg.style():
-        figure = svg.new_figure()
-        axes = figure.subplots()
+        rows = -(-len(shown) // 2) if len(shown) > 1 else 0
+        figure, axes = svg.new_axes(height=2.35 + 0.2 * rows, top=0.1 + 0.2 * rows)
         for metric, curve, colour, dash, marker in zip(shown, all_curves, SERIES, DASHES, MARKERS, strict=False):
             _draw(axes, metric, curve, colour, dash, marker)
         low, high = min(c.low for c in all_curves), max(c.high for c in all_curves)
         if low > 0 and high / low > 100:
             axes.set_yscale("log")
         _step_axis(axes)
-        if panel.unit:
-            axes.set_ylabel(panel.unit)
         if len(shown) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, columnspacing=1.2)
+            _legend(axes)
         words = "; ".join(_in_words(metric, curve) for metric, curve in zip(shown, all_curves, strict=True))
         if left_out:
             words += f"; not drawn: {', '.join(left_out)}"
-        return Chart(panel.title, svg.to_svg(figure, name=name, label=f"{panel.title}. {words}"), words, panel.note)
+        caption = f"{words}." if len(shown) <= 2 else ""  # more would be longer than the picture
+        title = f"{panel.title}, {panel.unit}" if panel.unit else panel.title
+        return Chart(title, svg.to_svg(figure, name=name, label=f"{title}. {words}"), words, caption)
 
 
 def _draw(axes: Any, metric: str, curve: Curve, colour: str, dash: Any, marker: str) -> None:
@@ -77,11 +80,17 @@ def _draw(axes: Any, metric: str, curve: Curve, colour: str, dash: Any, marker: 
     )  # fmt: skip
 
 
+def _legend(axes: Any, columns: int = 2) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=columns, borderaxespad=0.1, columnspacing=1.2)
+
+
 def _step_axis(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}")
+    )
     axes.set_xlabel("step")
 
 
@@ -104,8 +113,7 @@ def kl_against_reward(stage: StageFacts) -> Chart | None:
         return None
     xs, ys = [kl.mean_of(n) for n in both], [reward.mean_of(n) for n in both]
     with svg.style():
-        figure = svg.new_figure()
-        axes = figure.subplots()
+        figure, axes = svg.new_axes(height=2.55, top=0.3)
         axes.plot(xs, ys, color=SERIES[0], linewidth=0.8, alpha=0.55)
         axes.scatter(xs, ys, s=12, color=SERIES[0], linewidths=0)
         for place, text, marker in ((0, "start", "o"), (-1, "end", "D")):
@@ -113,15 +121,14 @@ def kl_against_reward(stage: StageFacts) -> Chart | None:
                 xs[place], ys[place], marker=marker, markersize=8, markerfacecolor=PANEL, markeredgecolor=INK,
                 markeredgewidth=1.6, linestyle="none", label=text,
             )  # fmt: skip
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+        _legend(axes)
         axes.set_xlabel("KL from the reference, nats a completion")
-        axes.set_ylabel("score")
         words = (
             f"from {ys[0]:.4g} at {xs[0]:.3g} nats to {ys[-1]:.4g} at {xs[-1]:.3g} nats; greatest score {max(ys):.4g}, "
             f"greatest KL {max(xs):.3g}"
         )
         picture = svg.to_svg(figure, name=f"{_slug(stage.name)}-kl", label=f"KL against reward: {words}")
-    return Chart("Reward against KL", picture, words)
+    return Chart("Reward against KL, score", picture, words, f"Its path: {words}.")
 
 
 def reward_distribution(stage: StageFacts) -> Chart | None:
@@ -142,8 +149,7 @@ def reward_distribution(stage: StageFacts) -> Chart | None:
     bins = 20
     edges = [low + (high - low) * n / bins for n in range(bins + 1)]
     with svg.style():
-        figure = svg.new_figure()
-        axes = figure.subplots()
+        figure, axes = svg.new_axes(height=2.55, top=0.3)
         for scores, label, colour, dash, fill in (
             (early, "first third", SERIES[1], DASHES[1], 0.0), (late, "last third", SERIES[0], DASHES[0], 0.22),
         ):  # fmt: skip
@@ -154,15 +160,12 @@ def reward_distribution(stage: StageFacts) -> Chart | None:
             axes.stairs(shares, edges, color=colour, linestyle=dash, linewidth=1.6, label=f"{label} ({len(scores):,})")
             if fill:
                 axes.stairs(shares, edges, color=colour, alpha=fill, fill=True)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+        _legend(axes)
         axes.set_xlabel("score of a completion")
-        axes.set_ylabel("share")
         words = f"mean {_mean(early):.4g} in the first third of the steps, {_mean(late):.4g} in the last"
-        note = "Of the completions that each rollout keeps" + (
-            "." if stage.completions_all else f", {len(rows):,} evenly spaced over the run."
-        )
+        kept = "those that each rollout keeps" if stage.completions_all else f"{len(rows):,} evenly spaced over the run"
         picture = svg.to_svg(figure, name=f"{_slug(stage.name)}-scores", label=f"Distribution of scores: {words}")
-    return Chart("Distribution of scores", picture, words, note)
+    return Chart("Distribution of scores, share of completions", picture, words, f"Completions are {kept}; {words}.")
 
 
 def intervals(title: str, rows: Sequence[tuple[str, str, Share]], *, name: str) -> Chart | None:
@@ -172,15 +175,16 @@ def intervals(title: str, rows: Sequence[tuple[str, str, Share]], *, name: str) 
     labels = list(dict.fromkeys(label for label, _, _ in rows))
     series = list(dict.fromkeys(kind for _, kind, _ in rows))
     with svg.style():
-        figure = svg.new_figure(4.6, 0.75 + 0.2 * (len(series) > 1) + 0.34 * len(labels))
-        axes = figure.subplots()
+        top = 0.3 if len(series) > 1 else 0.1
+        figure, axes = svg.new_axes(height=0.46 + top + 0.34 * len(labels), left=_room(labels), top=top)
         for number, kind in enumerate(series):
             mine = [(label, share) for label, k, share in rows if k == kind]
             offset = (number - (len(series) - 1) / 2) * 0.3
             ys = [labels.index(label) + offset for label, _ in mine]
             xs = [100 * share.mean for _, share in mine]
             errors = [
-                [max(0.0, 100 * (s.mean - s.low)) for _, s in mine], [max(0.0, 100 * (s.high - s.mean)) for _, s in mine],
+                [max(0.0, 100 * (s.mean - s.low)) for _, s in mine],
+                [max(0.0, 100 * (s.high - s.mean)) for _, s in mine],
             ]  # fmt: skip
             axes.errorbar(
                 xs, ys, xerr=errors, fmt=MARKERS[number], color=SERIES[number], markersize=6, capsize=3, label=kind,
@@ -192,7 +196,7 @@ def intervals(title: str, rows: Sequence[tuple[str, str, Share]], *, name: str) 
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("percent, with 95% intervals")
         if len(series) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+            _legend(axes, 3)
         words = "; ".join(f"{label}, {kind}: {percent(share)}" for label, kind, share in rows)
         return Chart(title, svg.to_svg(figure, name=name, label=f"{title}. {words}"), words)
 
@@ -205,7 +209,11 @@ def overview(facts: ChainFacts) -> Chart | None:
             if not measure.name.startswith("exact match"):
                 continue
             kind = measure.name.removeprefix("exact match, ")
-            if measure.before is not None and "policy" not in stage.roles and ("base", kind) not in {r[:2] for r in rows}:
+            if (
+                measure.before is not None
+                and "policy" not in stage.roles
+                and ("base", kind) not in {r[:2] for r in rows}
+            ):
                 rows.append(("base", kind, measure.before))
             rows.append((stage.name, kind, measure.after))
     return intervals("Exact match on the test rows", rows, name="overview")
@@ -230,7 +238,9 @@ def costs(facts: ChainFacts) -> list[Chart]:
         ("Time", "wall_s", "s", 1), ("Peak memory of the process", "peak_rss_bytes", "GiB", GIB),
         ("Peak memory of the device", "peak_device_bytes", "GiB", GIB),
     ):  # fmt: skip
-        values = [(s.name, s.lineage.cost[key] / size) for s in done if s.lineage and _is_number(s.lineage.cost.get(key))]
+        values = [
+            (s.name, s.lineage.cost[key] / size) for s in done if s.lineage and _is_number(s.lineage.cost.get(key))
+        ]
         if values:
             charts.append(_bars(title, values, unit, name=f"cost-{key.replace('_', '-')}"))
     return charts
@@ -238,8 +248,7 @@ def costs(facts: ChainFacts) -> list[Chart]:
 
 def _bars(title: str, values: Sequence[tuple[str, float]], unit: str, *, name: str) -> Chart:
     with svg.style():
-        figure = svg.new_figure(4.6, 0.5 + 0.32 * len(values))
-        axes = figure.subplots()
+        figure, axes = svg.new_axes(height=0.56 + 0.32 * len(values), left=_room([label for label, _ in values]))
         axes.barh(range(len(values)), [v for _, v in values], height=0.6, color=SERIES[0], alpha=0.8)
         top = max(v for _, v in values) or 1.0
         for place, (_, value) in enumerate(values):
@@ -254,6 +263,11 @@ def _bars(title: str, values: Sequence[tuple[str, float]], unit: str, *, name: s
         return Chart(title, svg.to_svg(figure, name=name, label=f"{title}: {words}"), words)
 
 
+def _room(labels: Sequence[str]) -> float:
+    """Inches that labels on the left need."""
+    return 0.2 + 0.088 * max(len(short(label, 18)) for label in labels)
+
+
 def _ticks() -> Any:
     from matplotlib.ticker import MaxNLocator
 
@@ -262,45 +276,57 @@ def _ticks() -> Any:
 
 # The stage graph
 
+
 def stage_graph(facts: ChainFacts) -> Chart:
-    """Stages from top to bottom, each below what it was made from; roles stand on the arrows."""
+    """Stages from top to bottom; what leaves one by a rail on the left enters those that are made from it."""
     from matplotlib.patches import FancyBboxPatch
 
-    rows = layers({s.name: list(s.roles.values()) for s in facts.stages})
-    rows = [row[i : i + 3] for row in rows for i in range(0, len(row), 3)]
-    by_name = {s.name: s for s in facts.stages}
-    width, row_height, box_height = 4.6, 0.98, 0.62
-    place: dict[str, tuple[float, float]] = {}
+    names = [s.name for s in facts.stages]
+    lanes = rails([(s.name, dict(s.roles)) for s in facts.stages])
+    tracks = 1 + max((lane for _, _, _, lane in lanes), default=-1)
+    width, row, box, left = svg.WIDTH, 0.86, 0.7, 0.1 + 0.19 * tracks
     with svg.style():
-        figure = svg.new_figure(width, row_height * len(rows))
-        figure.set_layout_engine("none")
-        axes = figure.add_axes((0, 0, 1, 1))
+        figure, axes = svg.new_axes(width, row * len(names))
+        axes.set_position((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set_xlim(0, width)
-        axes.set_ylim(row_height * len(rows) - 0.18, -0.18)
-        for depth, row in enumerate(rows):
-            for number, stage in enumerate(row):
-                place[stage] = width * (number + 0.5) / len(row), depth * row_height + box_height / 2
+        axes.set_ylim(row * len(names), 0)
+        middles = {name: row * (place + 0.5) for place, name in enumerate(names)}
+        entered: Counter[str] = Counter()
+        for number, (parent, _, children, lane) in enumerate(reversed(lanes)):  # the longest is the solid one
+            x, y = 0.06 + 0.19 * (tracks - 1 - lane), middles[parent] + 0.2
+            look = {"color": SERIES[number % len(SERIES)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.5}
+            ends = []
+            for child in children:
+                ends.append(middles[child] - 0.22 + 0.13 * entered[child])
+                entered[child] += 1
+                axes.plot([x, left - 0.05], [ends[-1]] * 2, **look)
+                axes.plot(left - 0.05, ends[-1], marker=">", markersize=5, color=look["color"], markeredgewidth=0)
+            axes.plot([left, x, x], [y, y, max(ends)], solid_joinstyle="round", **look)
         for stage in facts.stages:
-            for role, parent in stage.roles.items():
-                _arrow(axes, place[parent], place[stage.name], box_height, role)
-        for name, (x, y) in place.items():
-            stage = by_name[name]
-            box_width = min(1.5, width / max(len(r) for r in rows if name in r) - 0.12)
+            y = middles[stage.name]
             axes.add_patch(
                 FancyBboxPatch(
-                    (x - box_width / 2, y - box_height / 2), box_width, box_height,
-                    boxstyle="round,pad=0,rounding_size=0.07", facecolor=PANEL, edgecolor=INK if stage.complete else MUTED,
-                    linewidth=1.3, linestyle="-" if stage.complete else (0, (4, 2)), zorder=3,
+                    (left, y - box / 2), width - left - 0.03, box, boxstyle="round,pad=0,rounding_size=0.07",
+                    facecolor=PANEL, edgecolor=INK if stage.complete else MUTED, linewidth=1.2,
+                    linestyle="-" if stage.complete else (0, (4, 2)), zorder=3,
                 )
             )  # fmt: skip
-            lines = (
-                (-0.17, short(name, 17), {"fontsize": 10.5, "fontweight": "bold"}),
-                (0.02, GLYPHS[stage.state], {"fontsize": 9}),
-                (0.19, stage.lineage.key[:12] if stage.lineage else stage.recipe, {"fontsize": 8.5, "color": MUTED}),
-            )
-            for down, text, options in lines:
-                axes.text(x, y + down, text, ha="center", va="center", zorder=4, **options)
+            key = f"key {stage.lineage.key[:12]}" if stage.lineage else ""
+            made_from = " · ".join(f"{role} from {short(parent, 16)}" for role, parent in stage.roles.items())
+            for x, down, ha, text, options in (
+                (left + 0.1, -0.2, "left", short(stage.name, 26), {"fontsize": 11, "fontweight": "bold"}),
+                (width - 0.12, -0.2, "right", GLYPHS[stage.state], {"fontsize": 9.5}),
+                (left + 0.1, 0.02, "left", made_from or "from the base model", {"fontsize": 9.5}),
+                (
+                    left + 0.1,
+                    0.22,
+                    "left",
+                    " · ".join(filter(None, (stage.recipe, key))),
+                    {"fontsize": 9, "color": MUTED},
+                ),
+            ):
+                axes.text(x, y + down, text, ha=ha, va="center", zorder=4, **options)
         words = "; ".join(
             f"{s.name} ({s.state})" + "".join(f", {role} from {parent}" for role, parent in s.roles.items())
             for s in facts.stages
@@ -308,23 +334,26 @@ def stage_graph(facts: ChainFacts) -> Chart:
         return Chart("Stages", svg.to_svg(figure, name="graph", label=f"Stage graph: {words}"), words)
 
 
-def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], box_height: float, role: str) -> None:
-    (x0, y0), (x1, y1) = start, end
-    axes.annotate(
-        "", (x1, y1 - box_height / 2 - 0.02), (x0, y0 + box_height / 2), zorder=1,
-        arrowprops={"arrowstyle": "-|>", "color": MUTED, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9},
-    )  # fmt: skip
-    # Near the end, where arrows from one parent have come apart.
-    x, y = x0 + (x1 - x0) * 0.72, (y0 + box_height / 2) * 0.28 + (y1 - box_height / 2) * 0.72
-    axes.text(x + 0.04, y, short(role, 10), fontsize=8.5, color=MUTED, ha="left", va="center", zorder=2)
+def rails(stages: Sequence[tuple[str, dict[str, str]]]) -> list[tuple[str, str, list[str], int]]:
+    """(parent, role, children, lane): one rail for what a stage gives to others in one role.
 
-
-def layers(parents: dict[str, list[str]]) -> list[list[str]]:
-    """Stages by the longest way from a stage without parents."""
-    depth: dict[str, int] = {}
-    for name in parents:  # parents come before children
-        depth[name] = 1 + max((depth[p] for p in parents[name]), default=-1)
-    return [[n for n, d in depth.items() if d == level] for level in range(max(depth.values()) + 1)]
+    `stages` are (name, role -> parent), parents first. Rails that pass each other have lanes of their own; lane 0 is
+    the nearest to the stages.
+    """
+    children: dict[tuple[str, str], list[str]] = {}
+    for name, roles in stages:
+        for role, parent in roles.items():
+            children.setdefault((parent, role), []).append(name)
+    place = {name: number for number, (name, _) in enumerate(stages)}
+    taken: list[tuple[int, int, int]] = []
+    found = []
+    for (parent, role), several in sorted(children.items(), key=lambda item: place[item[1][-1]] - place[item[0][0]]):
+        first, last = place[parent], place[several[-1]]
+        busy = {lane for start, end, lane in taken if start <= last and first <= end}
+        lane = next(n for n in itertools.count() if n not in busy)
+        taken.append((first, last, lane))
+        found.append((parent, role, several, lane))
+    return found
 
 
 # Words
@@ -349,5 +378,3 @@ def _is_number(value: Any) -> bool:
 def _slug(name: str) -> str:
     """A stage's name as an id: other signs by their number, so that two names stay two."""
     return "s-" + "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):x}_" for c in name)
-
-

@@ -1,7 +1,7 @@
 """Metrics over steps, read from a log of any length in bounded memory.
 
-A curve is kept in buckets of steps. Each holds the least, the greatest and the mean of its values, so that a spike of one
-step in 200,000 is drawn as high as it was. Up to `2 * BUCKETS` steps nothing is summarised.
+A curve is kept in buckets of steps. Each holds the least, the greatest and the mean of its values, so that a spike of
+one step in 200,000 is drawn as high as it was. Up to `2 * BUCKETS` steps nothing is summarised.
 """
 
 import json
@@ -115,7 +115,9 @@ def read_log(path: Path, wanted: Callable[[str], bool]) -> Log:
                 curve = curves[key]
                 if curve is not None:
                     curve.add(step, value)
-    log.curves = {key: curve for key, curve in curves.items() if curve is not None and (curve.count or curve.not_finite)}
+    log.curves = {
+        key: curve for key, curve in curves.items() if curve is not None and (curve.count or curve.not_finite)
+    }
     log.max_steps = int(log.last["max_steps"]) if log.last.get("max_steps", 0) > 0 else None
     return log
 

@@ -31,10 +31,9 @@ from ..settings import UNKEYED
 from .answers import SideBySide, read_side_by_side
 from .curves import Log, read_log, sample_lines
 from .entities import Entities, read_entities
+from .health import read_findings
 from .panels import is_plotted
 
-# A finding of PPO's health watch, as a stage's stderr has it while the stage is not complete.
-_FINDING = re.compile(r"step (\d+): ([a-z ]+) \((\S+), limit (\S+)\)\. (.+)")
 # A state, with a sign that is read without colour.
 GLYPHS = {
     "complete": "✓ complete", "running": "▶ running", "cut off": "✂ cut off", "gate failed": "✗ gate failed",
@@ -257,11 +256,8 @@ def _findings(facts: StageFacts, stderr: Path) -> list[Note]:
     """What PPO's health watch reported: from the lineage, or of a stage that is not complete from its stderr."""
     if facts.lineage is not None:
         found = facts.lineage.metrics.get("health", [])
-        return [
-            Note(f["step"], f"{f['name']}: {f['value']:.4g}, limit {f['limit']:.4g}", f["advice"]) for f in found
-        ]
-    lines = (m for line in _tail(stderr) if (m := _FINDING.search(line)))
-    return [Note(int(m[1]), f"{m[2]}: {m[3]}, limit {m[4]}", m[5]) for m in lines]
+        return [Note(f["step"], f"{f['name']}: {f['value']:.4g}, limit {f['limit']:.4g}", f["advice"]) for f in found]
+    return [Note(f.step, f.what, f.advice) for f in read_findings(_tail(stderr))]
 
 
 def _not_finite(facts: StageFacts) -> list[Note]:
@@ -298,7 +294,8 @@ def _changes(lineage: Lineage, stage: ChainStage) -> list[str]:
     return [
         f"{key}: {then.get(key)!r} then, {value!r} now"
         for key, value in now.items()
-        if key.partition(".")[0] not in ignored and json.dumps(then.get(key), default=str) != json.dumps(value, default=str)
+        if key.partition(".")[0] not in ignored
+        and json.dumps(then.get(key), default=str) != json.dumps(value, default=str)
     ]
 
 
@@ -330,5 +327,3 @@ def _tail(path: Path, most: int = 200_000) -> list[str]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - most))
         return file.read().decode("utf-8", errors="replace").splitlines()
-
-

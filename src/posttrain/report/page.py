@@ -11,13 +11,14 @@ import yaml
 from ..artifacts import write_atomically
 from ..chain import Chain
 from ..errors import ConfigError
+from ..redact import clean
 from . import charts
 from .facts import GLYPHS, ChainFacts, StageFacts, flatten, read_facts
-from .svg import clean
 
 REPORT = "report.html"
+CHARTS_SHOWN = 4  # of a stage; the others unfold
 CUT = 400  # characters of a prompt or an answer
-_ARROWS = {"better": "▲", "worse": "▼", "no clear change": "■"}
+_ARROWS = {"better": "▲", "worse": "▼", "no clear change": "≈"}
 
 
 def write_report(chain: Chain, output: Path | None = None) -> Path:
@@ -26,7 +27,9 @@ def write_report(chain: Chain, output: Path | None = None) -> Path:
     Raises ConfigError when nothing of the chain has run, or the place for the file is not there.
     """
     if not chain.output_dir.is_dir():
-        raise ConfigError(f"{chain.path}: {chain.output_dir} does not exist: nothing has run; `posttrain run` comes first")
+        raise ConfigError(
+            f"{chain.path}: {chain.output_dir} does not exist: nothing has run; `posttrain run` comes first"
+        )
     path = output or chain.output_dir / REPORT
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"--output {path}: expected a file in a folder that exists")
@@ -41,15 +44,16 @@ def render(facts: ChainFacts) -> str:
         stage.charts = _charts(stage)
     costs = charts.costs(facts)
     seconds = sum(s.lineage.cost.get("wall_s", 0.0) for s in facts.stages if s.lineage)
-    return template.render(
+    page: str = template.render(
         facts=facts, version=importlib.metadata.version("posttrain"), css=_css(),
         done=sum(s.complete for s in facts.stages), tiles=[(s, s.measures[0]) for s in facts.stages if s.measures],
         overview=charts.overview(facts), graph=charts.stage_graph(facts), costs=costs, data=_data(facts),
         total_time=f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} s",
         dirty=[c[:12] for c in facts.commits if c.endswith("-dirty")], recipe=_recipe(facts),
         percent=charts.percent, glyph=GLYPHS.__getitem__, arrow=_ARROWS.__getitem__, base_name=base_name, cut=_cut,
-        effective=_effective,
+        effective=_effective, shown=CHARTS_SHOWN,
     )  # fmt: skip
+    return page
 
 
 def _environment() -> Any:
@@ -71,7 +75,7 @@ def _environment() -> Any:
 def _css() -> Any:
     from markupsafe import Markup
 
-    return Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8").strip())  # noqa: S704  our own file
+    return Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8").strip())
 
 
 def _charts(stage: StageFacts) -> list[charts.Chart]:
@@ -136,5 +140,3 @@ def _effective(stage: StageFacts) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= CUT else f"{text[:CUT]}… ({len(text):,} characters)"
-
-

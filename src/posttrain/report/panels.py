@@ -12,7 +12,6 @@ class Panel:
     title: str
     metrics: tuple[str, ...]
     unit: str = ""
-    note: str = ""
 
     def find(self, names: Iterable[str]) -> list[str]:
         """The metrics of a log that belong here."""

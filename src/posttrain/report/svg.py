@@ -1,7 +1,7 @@
-"""matplotlib figures as SVG that belongs to a page: its colours and fonts, no ids that meet another figure's, few bytes.
+"""matplotlib figures as SVG that belongs to a page: its colours and fonts, few bytes, no id that another figure has.
 
-Colours are written as placeholders and become CSS variables, so that one figure is right in light, in dark and in print.
-Text stays text. Nothing here decides what is drawn (`charts.py`).
+Colours are written as placeholders and become CSS variables, so that one figure is right in light, in dark and in
+print. Text stays text. Nothing here decides what is drawn (`charts.py`).
 """
 
 import io
@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from ..redact import redact
+from ..redact import clean, redact
 
 # Placeholder -> CSS variable. Six series colours, then ink, muted ink, lines of a grid, and what is behind.
 SERIES = tuple(f"#0a00{n:02x}" for n in range(1, 7))
@@ -24,9 +24,11 @@ _VARIABLES = {
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)), (0, (3, 1.5)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
+WIDTH = 4.6
 _STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "posttrain", "text.parse_math": False, "axes.formatter.use_mathtext": False,
-    "axes.unicode_minus": True, "font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "axes.labelcolor": MUTED,
+    "axes.unicode_minus": True, "font.family": "DejaVu Sans", "font.size": 10, "text.color": INK,
+    "axes.labelcolor": MUTED,
     "axes.edgecolor": GRID, "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.spines.top": False,
     "axes.spines.right": False, "axes.linewidth": 0.8, "lines.linewidth": 1.6, "lines.markersize": 4,
@@ -45,17 +47,26 @@ def style() -> Any:
     return matplotlib.rc_context(_STYLE)
 
 
-def new_figure(width: float = 4.6, height: float = 2.5) -> Any:
-    """An empty figure of inches; one inch is 72 CSS pixels at least, on a phone as wide as the page."""
+def new_axes(width: float = WIDTH, height: float = 2.35, *, left: float = 0.5, top: float = 0.1) -> tuple[Any, Any]:
+    """A figure and its axes, in inches. An inch is 72 CSS pixels where the page is as wide as a phone.
+
+    Margins are fixed: measuring the labels for a layout would take as long as drawing them.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    bottom, right = 0.46, 0.12
+    figure = Figure(figsize=(width, height))
+    rectangle = left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height
+    return figure, figure.add_axes(rectangle)
 
 
 def to_svg(figure: Any, *, name: str, label: str) -> Markup:
     """An inline `<svg>`; `name` is unique on the page, `label` is what a screen reader says."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.set_dpi(72)
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ElementTree.fromstring(buffer.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):
@@ -72,7 +83,7 @@ def to_svg(figure: Any, *, name: str, label: str) -> Markup:
     }  # fmt: skip
     ElementTree.register_namespace("", _SVG)
     text = ElementTree.tostring(root, encoding="unicode")
-    return Markup(text.replace(f' xmlns="{_SVG}"', ""))  # noqa: S704  ElementTree has escaped it
+    return Markup(text.replace(f' xmlns="{_SVG}"', ""))
 
 
 def _settle(element: Any, name: str, used: set[str]) -> None:
@@ -91,19 +102,11 @@ def _settle(element: Any, name: str, used: set[str]) -> None:
             value = _NUMBER.sub(lambda m: f"{float(m[0]):.1f}".removesuffix(".0"), attributes[key])
             attributes[key] = re.sub(r"\s+", " ", value).strip()
     if "style" in attributes:
-        value = _FONT.sub(lambda m: f"font-size: {m[2]}px" + (f"; font-weight: {m[1]}" if m[1] else ""), attributes["style"])
+        value = _FONT.sub(
+            lambda m: f"font-size: {m[2]}px" + (f"; font-weight: {m[1]}" if m[1] else ""), attributes["style"]
+        )
         for placeholder, variable in _VARIABLES.items():
             value = value.replace(placeholder, variable)
         attributes["style"] = value.replace(": ", ":").replace("; ", ";")
     if element.text and element.tag.endswith("text"):
         element.text = redact(element.text)
-
-
-_CONTROLS = {n: 0x2400 + n for n in range(32) if n not in (9, 10)} | {0x7F: 0x2421}
-_CONTROLS |= {n: 0xFFFD for n in (*range(0x80, 0xA0), *range(0xD800, 0xE000), *range(0xFDD0, 0xFDF0))}
-_CONTROLS |= {plane * 0x10000 + end: 0xFFFD for plane in range(17) for end in (0xFFFE, 0xFFFF)}
-
-
-def clean(text: str) -> str:
-    """`text` without secrets, and with signs for what neither HTML nor XML may hold: controls, half surrogates."""
-    return redact(text).translate(_CONTROLS)
