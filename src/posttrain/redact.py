@@ -16,7 +16,8 @@ _NAME = (
 )
 _KEY = re.compile(rf"^{_NAME}$", re.IGNORECASE)
 _ASSIGNED = re.compile(
-    rf"(?i)(?<![\w-])({_NAME}[\"']?\s*[:=]\s*|--{_NAME}[ =])(?!null\b|none\b)(\"[^\"]*\"|'[^']*'|\S+)"
+    rf"(?i)(?<![\w-])({_NAME}[\"']?\s*[:=]\s*|--{_NAME}[ =])(?!null\b|none\b)"
+    r"(\"[^\"]*\"|'[^']*'|(?:(?:bearer|basic)\s+)?\S+)"
 )
 _LOOKS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|"

@@ -12,14 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .logs import METRICS, SHOWN
+from .logs import METRICS
 from .redact import clean
-from .report.curves import Curve, parse
+from .report.curves import Curve, parse, trainer_name
 from .report.health import Finding, read_findings
 
 _STEP = re.compile(r"^step (\d+)/(\d+)\b")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS, METRICS_SHOWN, FINDINGS_SHOWN = 24, 4, 3
+# The metrics of a running stage, the most telling first.
+_TELLING = (
+    "objective/scores", "objective/kl", "objective/entropy", "rewards/margins", "rewards/accuracies", "accuracy",
+    "eval_f1", "loss", "eval_loss", "mean_token_accuracy",
+)  # fmt: skip
 
 
 def choose_view(title: str, *, plain: bool = False) -> "Lines":
@@ -116,10 +121,11 @@ class StageView:
             return
         self.step, self.max_steps = step, record.get("max_steps") or self.max_steps
         self.left_s = record.get("left_s", self.left_s)
-        for key in SHOWN:
-            if isinstance(record.get(key), (int, float)):
+        for name, value in record.items():
+            key = trainer_name(name)
+            if key in _TELLING and isinstance(value, (int, float)):
                 curve = self.curves.setdefault(key, Curve())
-                curve.add(step, record[key])
+                curve.add(step, value)
                 if curve.not_finite == 1 and not any(f.what == f"{key} is no finite number" for f in self.findings):
                     self.findings.append(Finding(step, f"{key} is no finite number", "Lower learning_rate."))
 
@@ -215,9 +221,9 @@ def _rows(stage: StageView) -> list[Any]:
     bar = ProgressBar(total=max(1, stage.max_steps), completed=stage.step, pulse=False)
     line.add_row(head, bar, Text(f"{steps}  {_clock(time.monotonic() - stage.begun)}{left}"))
     metrics = Table.grid(padding=(0, 2))
-    for _ in range(3):
-        metrics.add_column(no_wrap=True)
-    for key in [k for k in SHOWN if k in stage.curves][:METRICS_SHOWN]:
+    for width in (22, SPARKS, 10):  # fixed, so that nothing moves while numbers do
+        metrics.add_column(no_wrap=True, width=width)
+    for key in [k for k in _TELLING if k in stage.curves][:METRICS_SHOWN]:
         curve = stage.curves[key]
         metrics.add_row(Text(f"  {key}"), Text(sparkline(curve), style="cyan"), Text(f"{curve.last:.4g}"))
     last = Text(f"  {clean(stage.last_line)}", style="dim", no_wrap=True, overflow="ellipsis")

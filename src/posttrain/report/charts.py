@@ -236,7 +236,7 @@ def costs(facts: ChainFacts) -> list[Chart]:
     charts = []
     for title, key, unit, size in (
         ("Time", "wall_s", "s", 1), ("Peak memory of the process", "peak_rss_bytes", "GiB", GIB),
-        ("Peak memory of the device", "peak_device_bytes", "GiB", GIB),
+        ("Peak memory of the GPU", "peak_gpu_bytes", "GiB", GIB),
     ):  # fmt: skip
         values = [
             (s.name, s.lineage.cost[key] / size) for s in done if s.lineage and _is_number(s.lineage.cost.get(key))

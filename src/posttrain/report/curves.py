@@ -79,6 +79,13 @@ class Curve:
         return self.buckets[number][2] / self.buckets[number][3]
 
 
+def trainer_name(metric: str) -> str:
+    """A metric as its trainer names it, also where a log has a dashboard's name: `train/loss`, `eval/loss`."""
+    if metric.startswith("eval/"):
+        return f"eval_{metric.removeprefix('eval/')}"
+    return metric.removeprefix("train/")
+
+
 @dataclass
 class Log:
     """What `metrics.jsonl` says: the curves that were asked for, the last value of every number, how far it got."""
@@ -92,11 +99,12 @@ class Log:
 
 
 def read_log(path: Path, wanted: Callable[[str], bool]) -> Log:
-    """Read a log line by line; curves are kept of the metrics whose name is `wanted`."""
+    """Read a log line by line; curves are kept of the metrics whose name (`trainer_name`) is `wanted`."""
     log = Log()
     if not path.is_file():
         return log
-    curves: dict[str, Curve | None] = {}
+    curves: dict[str, Curve | None] = {}  # by the name in the file
+    names: dict[str, str] = {}
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             record = parse(line)
@@ -110,13 +118,14 @@ def read_log(path: Path, wanted: Callable[[str], bool]) -> Log:
                 if value.__class__ is not float and value.__class__ is not int:  # bool is no number here
                     continue
                 if key not in curves:
-                    curves[key] = Curve() if wanted(key) else None
-                log.last[key] = value
+                    names[key] = trainer_name(key)
+                    curves[key] = Curve() if wanted(names[key]) else None
+                log.last[names[key]] = value
                 curve = curves[key]
                 if curve is not None:
                     curve.add(step, value)
     log.curves = {
-        key: curve for key, curve in curves.items() if curve is not None and (curve.count or curve.not_finite)
+        names[key]: curve for key, curve in curves.items() if curve is not None and (curve.count or curve.not_finite)
     }
     log.max_steps = int(log.last["max_steps"]) if log.last.get("max_steps", 0) > 0 else None
     return log

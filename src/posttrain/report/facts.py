@@ -31,7 +31,7 @@ from ..settings import UNKEYED
 from .answers import SideBySide, read_side_by_side
 from .curves import Log, read_log, sample_lines
 from .entities import Entities, read_entities
-from .health import read_findings
+from .health import read_alerts, read_findings
 from .panels import is_plotted
 
 # A state, with a sign that is read without colour.
@@ -257,7 +257,8 @@ def _findings(facts: StageFacts, stderr: Path) -> list[Note]:
     if facts.lineage is not None:
         found = facts.lineage.metrics.get("health", [])
         return [Note(f["step"], f"{f['name']}: {f['value']:.4g}, limit {f['limit']:.4g}", f["advice"]) for f in found]
-    return [Note(f.step, f.what, f.advice) for f in read_findings(_tail(stderr))]
+    begun = read_alerts(facts.run_dir) or read_findings(_tail(stderr))
+    return [Note(f.step, f.what, f.advice) for f in begun]
 
 
 def _not_finite(facts: StageFacts) -> list[Note]:

@@ -23,8 +23,10 @@ class Panel:
 _LOSS = Panel("Loss", ("loss", "eval_loss"))
 _GRADIENT = Panel("Gradient norm", ("grad_norm",))
 _SPEED = (
-    Panel("Tokens a second", ("perf/tokens_per_second", "perf/throughput")),
-    Panel("Time of a step", ("time/*", "timing_s/*"), "s"),
+    Panel("Tokens a second", ("perf/tokens_per_s",)),
+    Panel("Of the machine's peak", ("perf/mfu",), "percent"),
+    Panel("Where the seconds go", ("time/*",), "s a log"),
+    Panel("Memory", ("memory/*",), "GiB"),
 )
 
 PANELS: dict[str, tuple[Panel, ...]] = {
