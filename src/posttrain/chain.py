@@ -375,7 +375,7 @@ def closing_table(chain: Chain) -> str:
 def _result(chain: Chain, stage: ChainStage) -> str:
     """What a complete stage has shown, in one line."""
     rows = _metric_rows(read_lineage(chain.run_dir(stage.name)))
-    return "; ".join(f"{metric} {after}".strip() for metric, _, after, _ in rows)
+    return "; ".join(f"{metric}: {after}" for metric, _, after, _ in rows if metric)
 
 
 def _metric_rows(lineage: Lineage) -> list[tuple[str, str, str, str]]:

@@ -139,3 +139,36 @@ def plant(folder: Path, *, stages=("sft", "sample", "reward", "dpo", "ppo"), ste
     for name in stages:
         write_stage(chain, name, steps=steps, prompt=prompt)
     return chain
+
+
+def write_ner(folder: Path, words, gold, found, entity_scores, mistakes):
+    """A chain of one tagger, complete, whose answers are these tags."""
+    text = "name: names\noutput_dir: {0}/runs\nstages:\n  ner: {{recipe: ner, config: ner.yaml}}\n"
+    (folder / "chain.yaml").write_text(text.format(folder))
+    (folder / "ner.yaml").write_text("model_name_or_path: base\ntrain_file: a.conll\ntest_file: b.conll\n")
+    chain = read_chain(folder / "chain.yaml")
+    run_dir = chain.run_dir("ner")
+    for part in ("adapter", "answers"):
+        (run_dir / part).mkdir(parents=True)
+    scores = entity_scores(gold, found)
+    worst = mistakes(words, gold, found, [f"b.conll, line {n}" for n in range(len(words))])
+    rows = [{"tokens": w, "tags": g, "found": f} for w, g, f in zip(words, gold, found, strict=True)]
+    (run_dir / "answers" / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (run_dir / "answers" / "test.json").write_text(json.dumps({"scores": scores, "mistakes": [vars(m) for m in worst]}))
+    for step in range(1, 30):
+        about = {"step": step, "max_steps": 29}
+        append(run_dir / METRICS, about | {"loss": 2.0 / step, "grad_norm": 1.0})
+        append(run_dir / METRICS, about | {"eval_f1": step / 30, "eval_f1_PER": step / 40, "eval_loss": 1.0})
+    micro = scores["micro"]
+    lineage = Lineage(
+        stage="ner", recipe="ner", kind="adapter", key="e" * 64, task="TOKEN_CLS",
+        config=chain.stages[0].config.to_dict(),
+        base={"name": "org/bert", "fingerprint": "ab" * 32, "pad_token_id": 0}, versions={"torch": "2.13.0"},
+        data={"test": {"rows": len(words), "format": "bio", "fingerprint": "cd" * 32}},
+        metrics={k: micro[k] for k in ("precision", "recall", "f1")}
+        | {"sentences": len(words), "measured_on": "test", "labels": ["O", "B-PER"]},
+        cost={"wall_s": 3.0, "peak_rss_bytes": 2**29, "trained_parameters": 10, "parameters": 100},
+    )  # fmt: skip
+    lineage.files = hash_files(run_dir, "adapter")
+    write_lineage(run_dir, lineage)
+    return chain

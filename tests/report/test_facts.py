@@ -58,7 +58,7 @@ def test_an_incomplete_chain_says_what_is_missing(tmp_path):
     (chain.output_dir / ".logs").mkdir()
     write_logs(reward, "reward", steps=60, until=21)
     (chain.output_dir / ".logs" / "reward.stderr").write_text(
-        "health.py:70: UserWarning: step 8: dead critic (0, limit 0). Raise vf_coef.\nTraceback ...\nRuntimeError: boom\n"
+        "h.py:70: UserWarning: step 8: dead critic (0, limit 0). Raise vf_coef.\nTraceback ...\nRuntimeError: boom\n"
     )
     dpo = chain.run_dir("dpo")
     dpo.mkdir()

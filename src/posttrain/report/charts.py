@@ -6,6 +6,7 @@ reaches from the least value to the greatest.
 
 import itertools
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from .panels import KL, REWARD, Panel, panels_of
 from .svg import DASHES, INK, MARKERS, MUTED, PANEL, SERIES
 
 SHOWN_SERIES = 6
+SPIKE = 30  # times the median: the axis is logarithmic
 GIB = 2**30
 
 
@@ -57,8 +59,11 @@ def _lines(name: str, panel: Panel, names: Sequence[str], log: Log) -> Chart:
         for metric, curve, colour, dash, marker in zip(shown, all_curves, SERIES, DASHES, MARKERS, strict=False):
             _draw(axes, metric, curve, colour, dash, marker)
         low, high = min(c.low for c in all_curves), max(c.high for c in all_curves)
-        if low > 0 and high / low > 100:
+        usual = statistics.median(mean for curve in all_curves for _, _, mean, _ in curve.points)
+        if low > 0 and high > SPIKE * usual:  # or all but a spike would lie on the axis
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: "")
         _step_axis(axes)
         if len(shown) > 1:
             _legend(axes)
