@@ -248,6 +248,7 @@ def run(chain: Chain, *, only: str | None = None, dry_run: bool = False, view: L
                 _move_aside(chain, p.stage.name)
             _run_stage(chain, p.stage, f"[{number}/{len(plans)} {p.stage.name}]", shown)
     print(closing_table(chain), flush=True)
+    print(f"as a page: posttrain report {chain.path}", flush=True)
 
 
 def take_chain_directory(chain: Chain, *, write: bool = True) -> None:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ _ARROWS = {"better": "▲", "worse": "▼", "no clear change": "≈"}
 def write_report(chain: Chain, output: Path | None = None) -> Path:
     """Write the report of a chain, `report.html` in its directory unless told otherwise; return the file.
 
-    Raises ConfigError when nothing of the chain has run, or the place for the file is not there.
+    Raises ConfigError when nothing of the chain has run, a package is missing, or the place for the file is none.
     """
+    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"a report is drawn with {' and '.join(missing)}: pip install 'posttrain[report]'")
     if not chain.output_dir.is_dir():
         raise ConfigError(
             f"{chain.path}: {chain.output_dir} does not exist: nothing has run; `posttrain run` comes first"
