@@ -247,7 +247,8 @@ def run(chain: Chain, *, only: str | None = None, dry_run: bool = False, view: L
             if p.stale:
                 _move_aside(chain, p.stage.name)
             _run_stage(chain, p.stage, f"[{number}/{len(plans)} {p.stage.name}]", shown)
-    print(closing_table(chain), flush=True)
+        width = shown.width
+    print(closing_table(chain, width), flush=True)
     print(f"as a page: posttrain report {chain.path}", flush=True)
 
 
@@ -343,7 +344,7 @@ def _without_launcher(text: str) -> str:
     return text.split("\nTraceback (most recent call last)")[0]
 
 
-def closing_table(chain: Chain) -> str:
+def closing_table(chain: Chain, width: int = 160) -> str:
     """Stage, metric before and after and its change, time, peak memory, trained parameters, artifact."""
     from rich.console import Console
     from rich.table import Table
@@ -368,7 +369,7 @@ def closing_table(chain: Chain) -> str:
         for metric in _metric_rows(lineage):
             table.add_row(name, *metric, *costs)
             name, costs = "", []
-    console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115  rich wants an open file
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115  rich wants an open file
     console.print(table)
     return console.export_text()
 

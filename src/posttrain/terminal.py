@@ -40,6 +40,8 @@ def choose_view(title: str, *, plain: bool = False) -> "Lines":
 class Lines:
     """Plain lines, as they come. Also what a view is: `chain.run` calls these, in this order."""
 
+    width = 160  # of the closing table, in signs
+
     def __enter__(self) -> Self:
         return self
 
@@ -137,6 +139,7 @@ class LiveView(Lines):
         from rich.live import Live
 
         self.title, self.console = title, console
+        self.width = min(self.width, console.width)
         self.stages: dict[str, StageView] = {}
         self.begun = time.monotonic()
         self.live = Live(
