@@ -27,7 +27,7 @@ def test_each_pattern_of_right_and_wrong_is_seen_first(tmp_path):
     given(tmp_path / "dpo", "before", sft)
     given(tmp_path / "dpo", "after", dpo)
     found = read_side_by_side([("sft", tmp_path / "sft", True), ("dpo", tmp_path / "dpo", False)], most=6)
-    assert found.columns == ("base", "sft", "dpo")
+    assert found.columns == ("base model", "sft", "dpo")
     assert found.asked == 20
     patterns = [tuple(c.right for c in row.cells) for row in found.rows]
     assert patterns[:4] == [(False, True, True), (False, False, False), (False, True, False), (False, False, True)]

@@ -10,6 +10,7 @@ from posttrain.chain import read_chain
 from posttrain.evaluation import Share
 from posttrain.report.charts import panels_of, rails
 from posttrain.report.facts import Measure, read_facts
+from posttrain.report.page import render
 
 from .planted import HEALTH, logs, plant, write_chain, write_logs
 
@@ -107,6 +108,30 @@ def test_a_parent_that_is_another_now_and_a_damaged_lineage(tmp_path):
     assert [p.same for p in by_name(chain)["sample"].parents] == [False]
     sft.write_text("{")
     assert by_name(chain)["sft"].state == "damaged"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("metrics", {"health": [{}]}), ("metrics", None), ("config", []), ("parents", {"policy": {}}), ("cost", None),
+     ("metrics", {"after": {"greedy_exact": "x"}}), ("metrics", {"held_out_accuracy": 2, "held_out_pairs": 0})],
+)  # fmt: skip
+def test_a_lineage_with_rubbish_in_it_is_damaged_and_the_page_is_made(tmp_path, key, value):
+    chain = plant(tmp_path, stages=("sft",))
+    path = chain.run_dir("sft") / "lineage.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    facts = read_facts(chain)
+    assert facts.stages[0].state == "damaged"
+    assert "sft: damaged; lineage.json" in facts.missing[0]
+    render(facts)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '[{"name": "x"}]', '[{"name": 1, "passed": 1, "value": "a", "accepted": ""}]']
+)
+def test_gates_that_cannot_be_read(tmp_path, text):
+    chain = plant(tmp_path, stages=("sft",))
+    (chain.run_dir("sft") / "gates.json").write_text(text)
+    assert "gates.json failed" in by_name(chain)["sft"].notes[0].text
 
 
 def test_configuration_that_has_changed_since(tmp_path):

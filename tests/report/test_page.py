@@ -1,6 +1,8 @@
 """The page: valid, closed, escaped, and honest about what is not there."""
 
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import html5lib
@@ -47,12 +49,12 @@ def check(page):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return plant(tmp_path_factory.mktemp("whole"))
+def begun(tmp_path_factory):
+    return plant(tmp_path_factory.mktemp("begun"), stages=("sft",))
 
 
-def test_a_whole_chain(whole):
-    facts = read_facts(whole)
+def test_a_whole_chain(tmp_path):
+    facts = read_facts(plant(tmp_path))
     page = render(facts)
     outline = check(page)
     assert outline.tags.count("svg") >= 20
@@ -64,7 +66,7 @@ def test_a_whole_chain(whole):
         assert stage.lineage.digest in page
 
 
-@pytest.mark.parametrize("stages", [(), ("sft",), ("sft", "sample", "reward")])
+@pytest.mark.parametrize("stages", [(), ("sft", "sample")])
 def test_a_chain_that_is_not_complete(tmp_path, stages):
     chain = plant(tmp_path, stages=stages)
     chain.output_dir.mkdir(exist_ok=True)
@@ -75,7 +77,8 @@ def test_a_chain_that_is_not_complete(tmp_path, stages):
 
 
 def test_everything_is_escaped(tmp_path):
-    chain = plant(tmp_path, name="'a <b>bold name & \"more\" $x$'", prompt=lambda p: HOSTILE + p)
+    stages = ("sft", "sample", "reward", "ppo")
+    chain = plant(tmp_path, name="'a <b>bold name & \"more\" $x$'", stages=stages, prompt=lambda p: HOSTILE + p)
     run_dir = chain.run_dir("ppo")
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 61, "rewards/<script>alert(3)</script>$y$": 1.0}\n')
@@ -94,16 +97,16 @@ def test_no_secret_is_in_it(tmp_path, monkeypatch):
         "sft": f"hub_token: hunter2x\n# {SECRET} https://me:pass9word@host\n",
         "dpo": f"run_name: {'0123456789abcdef' * 2}\n",
     }
-    chain = plant(tmp_path, extra=extra, prompt=lambda p: f"{p} {SECRET}")
+    chain = plant(tmp_path, stages=("sft",), extra=extra, prompt=lambda p: f"{p} {SECRET}")
     page = render(read_facts(chain))
     for secret in ("hunter2x", SECRET, "pass9word", "0123456789abcdef0123"):
         assert secret not in page
     assert "[redacted]" in page
 
 
-def test_the_command(whole, capsys):
-    main(["report", str(whole.path)])
-    written = whole.output_dir / REPORT
+def test_the_command(begun, capsys):
+    main(["report", str(begun.path)])
+    written = begun.output_dir / REPORT
     assert capsys.readouterr().out.startswith(str(written))
     assert written.read_text().startswith("<!DOCTYPE html>")
     assert written.stat().st_size < 600_000
@@ -112,11 +115,19 @@ def test_the_command(whole, capsys):
 @pytest.mark.parametrize(
     ("output", "message"), [("nowhere/x.html", "expected a file in a folder that exists"), (".", "expected a file")]
 )
-def test_a_place_that_is_none(whole, tmp_path, output, message, capsys):
+def test_a_place_that_is_none(begun, tmp_path, output, message, capsys):
     with pytest.raises(SystemExit) as left:
-        main(["report", str(whole.path), "--output", str(tmp_path / output)])
+        main(["report", str(begun.path), "--output", str(tmp_path / output)])
     assert left.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_page_is_made_without_torch(begun):
+    code = (
+        "import sys; from posttrain.cli import main; main(['report', sys.argv[1]]); "
+        "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(begun.path)], check=True)
 
 
 def test_nothing_has_run(tmp_path, capsys):
@@ -139,10 +150,10 @@ def test_a_spike_of_one_step_is_in_the_picture(tmp_path):
     assert "greatest 87.5" in page
 
 
-def test_reports_are_written_whole(whole, tmp_path, monkeypatch):
+def test_reports_are_written_whole(begun, tmp_path, monkeypatch):
     old = tmp_path / "r.html"
     old.write_text("old")
     monkeypatch.setattr("posttrain.report.page.render", lambda facts: "\ud800")
     with pytest.raises(UnicodeEncodeError):
-        write_report(whole, old)
+        write_report(begun, old)
     assert old.read_text() == "old"

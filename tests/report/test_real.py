@@ -95,7 +95,7 @@ def test_its_report(ran):
     facts = read_facts(chain)
     assert [s.state for s in facts.stages] == ["complete", "complete"]
     check(render(facts))
-    assert facts.answers.columns == ("base", "sft")
+    assert facts.answers.columns == ("base model", "sft")
     assert facts.answers.asked == len(WORDS)
     logged = [json.loads(line) for line in (chain.run_dir("sft") / "metrics.jsonl").read_text().splitlines()]
     losses = [r.get("loss", r.get("train/loss")) for r in logged]

@@ -9,7 +9,7 @@ from ..artifacts import ANSWERS
 from ..errors import ArtifactError
 from ..evaluation import Answer, comparable, read_answers, text_of
 
-BASE = "base"
+BASE = "base model"
 
 
 @dataclass(frozen=True)

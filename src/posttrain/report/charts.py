@@ -17,6 +17,7 @@ from markupsafe import Markup
 from ..evaluation import Share
 from ..redact import clean
 from . import svg
+from .answers import BASE
 from .curves import Curve, Log
 from .facts import GLYPHS, ChainFacts, StageFacts
 from .panels import KL, REWARD, Panel, panels_of
@@ -217,12 +218,8 @@ def overview(facts: ChainFacts) -> Chart | None:
             if not measure.name.startswith("exact match"):
                 continue
             kind = measure.name.removeprefix("exact match, ")
-            if (
-                measure.before is not None
-                and "policy" not in stage.roles
-                and ("base", kind) not in {r[:2] for r in rows}
-            ):
-                rows.append(("base", kind, measure.before))
+            if measure.before is not None and "policy" not in stage.roles and (BASE, kind) not in {r[:2] for r in rows}:
+                rows.append((BASE, kind, measure.before))
             rows.append((stage.name, kind, measure.after))
     return intervals("Exact match on the test rows", rows, name="overview")
 

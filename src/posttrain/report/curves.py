@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 BUCKETS = 240
+LAST_STEP = 10**15
+LARGEST = 1e300  # of what is drawn
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Curve:
 
     def add(self, step: int, value: float) -> None:
         """One more value; steps may come in any order."""
-        if not math.isfinite(value):
+        if not -LARGEST < value < LARGEST:  # NaN is not, and an integer may be larger than any float
             self.not_finite += 1
             return
         if not self.count:
@@ -109,7 +111,7 @@ def read_log(path: Path, wanted: Callable[[str], bool]) -> Log:
         for line in file:
             record = parse(line)
             step = record.get("step") if record else None
-            if record is None or not isinstance(step, int) or step < 0:
+            if record is None or not isinstance(step, int) or not 0 <= step < LAST_STEP:
                 log.broken += bool(line.strip())
                 continue
             log.records += 1

@@ -176,9 +176,13 @@ def read_stage(chain: Chain, stage: ChainStage) -> StageFacts:
             facts.lineage = read_lineage(run_dir)
             _read_results(facts, facts.lineage)
             facts.changed = _changes(facts.lineage, stage)
-        except (ArtifactError, KeyError, TypeError) as error:
-            facts.state, facts.why, facts.lineage = "damaged", redact(str(error)), None
-    facts.notes = [*_findings(facts, stderr), *_not_finite(facts), *_failed(facts)]
+            facts.notes = _findings(facts, stderr)
+        except (ArtifactError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            facts.state, facts.why, facts.lineage = "damaged", redact(f"lineage.json: {error}"), None
+            facts.measures, facts.parents = [], []
+    else:
+        facts.notes = _findings(facts, stderr)
+    facts.notes += [*_not_finite(facts), *_failed(facts)]
     return facts
 
 
@@ -214,6 +218,9 @@ def _is_locked(run_dir: Path) -> bool:
 
 
 def _read_results(facts: StageFacts, lineage: Lineage) -> None:
+    for name in ("config", "parents", "base", "data", "versions", "metrics", "cost"):
+        if not isinstance(getattr(lineage, name), dict):
+            raise TypeError(f"{name} is {getattr(lineage, name)!r}")
     facts.config = redact_values(lineage.config)
     for role, parent in lineage.parents.items():
         folder = resolve_parent(facts.run_dir, parent["path"])
@@ -283,8 +290,12 @@ def _read_gates(run_dir: Path) -> list[dict[str, Any]]:
         return []
     try:
         gates = json.loads(path.read_text(encoding="utf-8"))
-        return [dict(g) for g in gates if {"name", "passed", "value", "accepted"} <= g.keys()]
-    except (json.JSONDecodeError, AttributeError, TypeError, UnicodeDecodeError):
+        return [
+            {"name": str(g["name"]), "passed": bool(g["passed"]), "value": float(g["value"]),
+             "accepted": str(g["accepted"]), "advice": str(g.get("advice", ""))}
+            for g in gates
+        ]  # fmt: skip
+    except (AttributeError, KeyError, TypeError, ValueError):  # broken JSON and half letters are ValueErrors
         return [{"name": "gates.json", "passed": False, "value": float("nan"), "accepted": "readable JSON"}]
 
 

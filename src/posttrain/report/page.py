@@ -54,7 +54,8 @@ def render(facts: ChainFacts) -> str:
         overview=charts.overview(facts), graph=charts.stage_graph(facts), costs=costs, data=_data(facts),
         total_time=f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} s",
         dirty=[c[:12] for c in facts.commits if c.endswith("-dirty")], recipe=_recipe(facts),
-        percent=charts.percent, glyph=GLYPHS.__getitem__, arrow=_ARROWS.__getitem__, base_name=base_name, cut=_cut,
+        percent=charts.percent, glyph=GLYPHS.__getitem__, arrow=_ARROWS.__getitem__,
+        base_name=base_name, fingerprint=_fingerprint, cut=_cut,
         effective=_effective, shown=CHARTS_SHOWN,
     )  # fmt: skip
     return page
@@ -100,7 +101,8 @@ def _data(facts: ChainFacts) -> list[dict[str, Any]]:
                 source = f"the stage {stage.roles['data']}"
             rows.append(
                 {
-                    "stage": stage.name, "set": name, "rows": described["rows"], "format": described["format"],
+                    "stage": stage.name, "set": name, "rows": described.get("rows", 0),
+                    "format": described.get("format", ""),
                     "fingerprint": str(described.get("fingerprint") or ""), "source": _source(source),
                 }
             )  # fmt: skip
@@ -125,6 +127,10 @@ def base_name(stage: StageFacts) -> str:
     """A base model's name; of a folder its last part."""
     name = str(stage.lineage.base.get("name", "")) if stage.lineage else ""
     return Path(name).name if os.path.isabs(name) else name
+
+
+def _fingerprint(stage: StageFacts) -> str:
+    return str(stage.lineage.base.get("fingerprint") or "") if stage.lineage else ""
 
 
 def _recipe(facts: ChainFacts) -> str:
