@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from posttrain.artifacts import Lineage, hash_files, parent_record, write_lineage
-from posttrain.chain import read_chain
+from posttrain.chain import read_chain, take_chain_directory
 from posttrain.evaluation import Answer, change, exact_match, write_answers
 from posttrain.logs import COMPLETIONS, METRICS, append
 
@@ -136,6 +136,7 @@ def write_stage(chain, name: str, *, steps: int = 60, metrics=None, prompt=str) 
 def plant(folder: Path, *, stages=("sft", "sample", "reward", "dpo", "ppo"), steps: int = 60, prompt=str, **options):
     """A chain with these stages complete."""
     chain = write_chain(folder, **options)
+    take_chain_directory(chain)
     for name in stages:
         write_stage(chain, name, steps=steps, prompt=prompt)
     return chain
@@ -147,6 +148,7 @@ def write_ner(folder: Path, words, gold, found, entity_scores, mistakes):
     (folder / "chain.yaml").write_text(text.format(folder))
     (folder / "ner.yaml").write_text("model_name_or_path: base\ntrain_file: a.conll\ntest_file: b.conll\n")
     chain = read_chain(folder / "chain.yaml")
+    take_chain_directory(chain)
     run_dir = chain.run_dir("ner")
     for part in ("adapter", "answers"):
         (run_dir / part).mkdir(parents=True)

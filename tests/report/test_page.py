@@ -69,7 +69,6 @@ def test_a_whole_chain(tmp_path):
 @pytest.mark.parametrize("stages", [(), ("sft", "sample")])
 def test_a_chain_that_is_not_complete(tmp_path, stages):
     chain = plant(tmp_path, stages=stages)
-    chain.output_dir.mkdir(exist_ok=True)
     page = render(read_facts(chain))
     check(page)
     for stage in chain.stages:
@@ -128,6 +127,17 @@ def test_a_page_is_made_without_torch(begun):
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(begun.path)], check=True)
+
+
+def test_another_chains_directory(begun, tmp_path, capsys):
+    other = tmp_path / "other.yaml"
+    other.write_text(begun.path.read_text().replace("name: planted", "name: another"))
+    for stage in begun.stages:
+        (tmp_path / stage.config_file.name).write_text(stage.config_file.read_text())
+    with pytest.raises(SystemExit) as left:
+        main(["report", str(other)])
+    assert left.value.code == 2
+    assert "belongs to the chain 'planted'" in capsys.readouterr().err
 
 
 def test_nothing_has_run(tmp_path, capsys):

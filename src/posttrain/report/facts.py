@@ -103,7 +103,6 @@ class StageFacts:
     notes: list[Note] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     entities: Entities | None = None
-    charts: list[Any] = field(default_factory=list)  # made of all this by `page.render`
 
     @property
     def complete(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..artifacts import write_atomically
-from ..chain import Chain
+from ..chain import Chain, take_chain_directory
 from ..errors import ConfigError
 from ..redact import clean
 from . import charts
@@ -25,7 +25,8 @@ _ARROWS = {"better": "▲", "worse": "▼", "no clear change": "≈"}
 def write_report(chain: Chain, output: Path | None = None) -> Path:
     """Write the report of a chain, `report.html` in its directory unless told otherwise; return the file.
 
-    Raises ConfigError when nothing of the chain has run, a package is missing, or the place for the file is none.
+    Raises ConfigError when nothing of the chain has run, a package is missing, or the place for the file is none;
+    ArtifactError when the directory is another chain's.
     """
     missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
     if missing:
@@ -34,6 +35,7 @@ def write_report(chain: Chain, output: Path | None = None) -> Path:
         raise ConfigError(
             f"{chain.path}: {chain.output_dir} does not exist: nothing has run; `posttrain run` comes first"
         )
+    take_chain_directory(chain, write=False)
     path = output or chain.output_dir / REPORT
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"--output {path}: expected a file in a folder that exists")
@@ -44,14 +46,13 @@ def write_report(chain: Chain, output: Path | None = None) -> Path:
 def render(facts: ChainFacts) -> str:
     """The page as text: valid HTML, every text in it escaped and without secrets."""
     template = _environment().get_template("page.html.j2")
-    for stage in facts.stages:
-        stage.charts = _charts(stage)
     costs = charts.costs(facts)
     seconds = sum(s.lineage.cost.get("wall_s", 0.0) for s in facts.stages if s.lineage)
     page: str = template.render(
         facts=facts, version=importlib.metadata.version("posttrain"), css=_css(),
         done=sum(s.complete for s in facts.stages), tiles=[(s, s.measures[0]) for s in facts.stages if s.measures],
-        overview=charts.overview(facts), graph=charts.stage_graph(facts), costs=costs, data=_data(facts),
+        overview=charts.overview(facts), training={s.name: _charts(s) for s in facts.stages},
+        graph=charts.stage_graph(facts), costs=costs, data=_data(facts),
         total_time=f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} s",
         dirty=[c[:12] for c in facts.commits if c.endswith("-dirty")], recipe=_recipe(facts),
         percent=charts.percent, glyph=GLYPHS.__getitem__, arrow=_ARROWS.__getitem__,
