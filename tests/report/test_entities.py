@@ -61,4 +61,12 @@ def test_an_interval_holds_seqevals_f1_and_narrows_with_more_sentences():
         low, high = few[label]
         assert low < scores[label]["f1"] < high
         assert (high - low) / (many[label][1] - many[label][0]) == pytest.approx(4, rel=0.35)
+    # The same by seqeval, one draw of sentences after the other.
+    gold, found = gold[:30], found[:30]
+    rng, drawn = random.Random(7), []
+    for _ in range(400):
+        rows = rng.choices(range(len(gold)), k=len(gold))
+        drawn.append(entity_scores([gold[r] for r in rows], [found[r] for r in rows])["micro"]["f1"])
+    drawn.sort()
+    assert f1_intervals(gold, found, LABELS)["micro"] == pytest.approx((drawn[9], drawn[-10]), abs=0.015)
     assert f1_intervals(gold[:1] * 5, gold[:1] * 5, LABELS)["micro"] == (1.0, 1.0)

@@ -78,8 +78,8 @@ def confusions(
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
     """(columns, counts): each gold entity by what was found in its place; the last row is of what is no entity.
 
-    Columns are the types, then "other ends" (the right type, wrongly cut), then "none". An entity with the same ends
-    counts by its type; else the first wrong one that overlaps it does, as in the list of mistakes.
+    Columns are the types, then "other ends" (the right type, wrongly cut), then "none". Of several that overlap an
+    entity the first counts, as in the list of mistakes.
     """
     counts: Counter[tuple[str, str]] = Counter()
     for gold_tags, found_tags in zip(gold, found, strict=True):
@@ -89,8 +89,7 @@ def confusions(
             if (start, end, label) in guesses:
                 counts[label, label] += 1
                 continue
-            same = [g for g in wrong if g[:2] == (start, end)]
-            touching = same or [g for g in wrong if g[0] < end and start < g[1]]
+            touching = [g for g in wrong if g[0] < end and start < g[1]]
             other = touching[0][2] if touching else NONE
             counts[label, OTHER_ENDS if other == label else other] += 1
         for start, end, label in wrong:
