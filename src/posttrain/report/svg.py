@@ -31,7 +31,8 @@ _STYLE = {
     "axes.labelcolor": MUTED,
     "axes.edgecolor": GRID, "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.linewidth": 0.8, "lines.linewidth": 1.6, "lines.markersize": 4,
+    "axes.spines.right": False, "xtick.bottom": False, "ytick.left": False,
+    "axes.linewidth": 0.8, "lines.linewidth": 1.6, "lines.markersize": 4,
     "legend.frameon": False, "legend.fontsize": 9.5, "legend.handlelength": 2.6, "figure.facecolor": "none",
     "axes.facecolor": "none", "savefig.facecolor": "none", "path.simplify": True, "axes.axisbelow": True,
 }  # fmt: skip
