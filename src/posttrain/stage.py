@@ -4,7 +4,7 @@ stage = open_stage("sft")        the configuration, the inputs, the run director
 stage.announce(trainer)          global batch, steps and tokens, before training starts
 stage.train(trainer)             from the last whole checkpoint, if there is one
 stage.save(trainer, tokenizer)   into a sibling folder, then renamed
-stage.close(...)                 gates, then lineage.json: complete
+stage.close(...)                 gates, the model card, then lineage.json: complete
 """
 
 import fcntl
@@ -24,9 +24,11 @@ from .adapters import ADAPTER, MODEL, count_parameters
 from .adapters.adalora import allocation, penalise
 from .adapters.resume import keep_all_that_is_trained
 from .artifacts import (
+    CARD,
     Lineage,
     check_safetensors,
     git_commit,
+    hash_files,
     is_complete,
     parent_record,
     read_lineage,
@@ -46,6 +48,7 @@ from .models import template_sha256, tokenizer_sha256
 from .parallel import extensions, fsdp, launched
 from .parallel.checkpoints import WRITTEN_BY, check_resumable, mark_whole
 from .precision import decide, describe_weights, take_off_autocast
+from .report.card import write_card
 from .settings import RECIPES, DataSettings
 from .zero import load_whole, make_whole
 
@@ -226,7 +229,7 @@ class Stage:
             options = {"selected_adapters": ["default"], "save_embedding_layers": False} if is_adapter else {}
             model.save_pretrained(str(partial), **options)
             tokenizer.save_pretrained(str(partial))
-            (partial / "README.md").unlink(missing_ok=True)
+            (partial / CARD).unlink(missing_ok=True)  # PEFT's own is a form to fill in; `close` writes one
             shutil.rmtree(self.run_dir / result, ignore_errors=True)
             partial.replace(self.run_dir / result)
         trainer.accelerator.wait_for_everyone()
@@ -274,7 +277,10 @@ class Stage:
             gates=[g.to_dict() for g in self.gates],
             cost=cost,
         )
-        write_lineage(self.run_dir, lineage, result)
+        lineage.files = hash_files(self.run_dir, result)
+        if kind in (ADAPTER, MODEL):
+            write_card(self.run_dir / result, lineage)
+        write_lineage(self.run_dir, lineage)
         shutil.rmtree(self.run_dir / CHECKPOINTS, ignore_errors=True)
         for gate in self.gates:
             say(f"gate {gate.name}: {gate.value:.4g} ({gate.accepted})")
