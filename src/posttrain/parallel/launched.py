@@ -36,6 +36,12 @@ class Launch:
     processes: int
     strategy: str  # one, ddp, zero0 to zero3, fsdp2
     offload: str = ""  # what is kept in the host's memory: "", optimizer, parameters, or optimizer+parameters
+    split: int = 1  # processes that one model is split over by tensor and pipeline parallelism (layout.py)
+
+    @property
+    def copies(self) -> int:
+        """Processes, or groups of them, that get another batch."""
+        return self.processes // self.split
 
     def __str__(self) -> str:
         where = f", {self.offload} in the host's memory" if self.offload else ""
