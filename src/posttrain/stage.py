@@ -7,9 +7,11 @@ stage.save(trainer, tokenizer)   into a sibling folder, then renamed
 stage.close(...)                 gates, the model card, then lineage.json: complete
 """
 
+import dataclasses
 import fcntl
 import importlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -62,6 +64,8 @@ class Stage:
     def __init__(self, config: StageConfig) -> None:
         self.config = config
         self.launch = launched.check_launch(config.recipe, trains=RECIPES[config.recipe].trainer is not None)
+        sizes = (int(config.values.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline"))
+        self.launch = dataclasses.replace(self.launch, split=math.prod(sizes))
         if self.launch.strategy.startswith("zero"):
             extensions.use()
         self.run_dir = config.output_dir
