@@ -116,7 +116,8 @@ def scale(size: str, batch: int, updates: int) -> None:
         update = seconds - phases["generation"] - phases["scoring"] - phases["evaluating"]
         share = 4e-9 * r["parameters"] * trained / update / peak
         print(
-            f"{title:<22} rollout {drawn / phases['generation']:,.0f} tokens/s, update {trained / update:,.0f} tokens/s "
+            f"{title:<22} rollout {drawn / phases['generation']:,.0f} tokens/s, "
+            f"update {trained / update:,.0f} tokens/s "
             f"({share:.0%} of peak), {seconds:.2f} s in all, {r['peak_bytes'] / 2**30:.2f} GiB, {r['device']}",
             flush=True,
         )
