@@ -25,7 +25,6 @@ from .adapters.adalora import allocation
 from .adapters.resume import keep_all_that_is_trained
 from .artifacts import (
     Lineage,
-    check_safetensors,
     git_commit,
     is_complete,
     parent_record,
@@ -35,11 +34,14 @@ from .artifacts import (
     write_atomically,
     write_lineage,
 )  # fmt: skip
+from .checkpoints import last_whole_checkpoint, mark_saves
 from .config import StageConfig, parse_args, trainer_class
 from .data import Rows, load_hub, load_rows
-from .errors import ArtifactError, ConfigError, DataError, LaunchError
+from .errors import ArtifactError, ConfigError, DataError, LaunchError, StoppedError
 from .gates import Gate
 from .identity import stage_key
+from .launch import preflight
+from .launch.stop import stop_at_request
 from .logs import COMPLETIONS, METRICS, completions_writer, metrics_writer, say
 from .models import template_sha256, tokenizer_sha256
 from .precision import decide, take_off_autocast
@@ -48,6 +50,7 @@ from .zero import load_whole, make_whole
 
 MARKER = "stage.json"  # written when a run directory is taken: whose it is
 CHECKPOINTS = "checkpoints"
+LOCK_S = 120  # a job that starts again on other nodes may find one process of its last try still dying
 
 
 class Stage:
@@ -136,12 +139,15 @@ class Stage:
             )
 
     def train(self, trainer: Any) -> None:
-        """Train to the end, from the last whole checkpoint when an earlier try was cut off."""
+        """Train to the end, from the last whole checkpoint when an earlier try was cut off.
+
+        Raises StoppedError, with a checkpoint saved, when the run was asked to stop.
+        """
         from transformers import PrinterCallback
 
         if trainer.args.train_sampling_strategy == "group_by_length":
             know_lengths(trainer)
-        checkpoint = last_whole_checkpoint(self.run_dir / CHECKPOINTS)
+        checkpoint = self._agreed_checkpoint()
         step = 0
         if checkpoint is not None:
             step = int(checkpoint.name.rpartition("-")[2])
@@ -153,9 +159,24 @@ class Stage:
         trainer.add_callback(metrics_writer(self.run_dir / METRICS, step))
         if hasattr(trainer, "collector"):
             trainer.add_callback(completions_writer(self.run_dir / COMPLETIONS, step, trainer.collector))
+        trainer.add_callback(mark_saves())
+        stop = stop_at_request()
+        trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if stop.stopped_at is not None:
+            trainer.accelerator.wait_for_everyone()  # each has written its part of the checkpoint
+            raise StoppedError(f"stopped as asked, after step {stop.stopped_at}; the same command goes on from there")
         make_whole(trainer)
         take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
+
+    def _agreed_checkpoint(self) -> Path | None:
+        """The checkpoint that the first process finds, on every process: file systems do not show all at once."""
+        import torch.distributed as dist
+
+        found = [last_whole_checkpoint(self.run_dir / CHECKPOINTS) if self.is_main else None]
+        if dist.is_initialized():
+            dist.broadcast_object_list(found, src=0)
+        return found[0]
 
     def last_logs(self, trainer: Any) -> dict[str, Any]:
         """The last value of each number that was logged."""
@@ -240,8 +261,11 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
     stage = Stage(parse_args(recipe, sys.argv[1:] if argv is None else argv))
     if stage.is_main:
         take_directory(stage.run_dir, stage.key, recipe)
-        stage.lock = lock(stage.run_dir)
+        stage.lock = lock(stage.run_dir, wait_s=LOCK_S if preflight.num_nodes() > 1 else 0)
         stage.config.write(stage.run_dir / "config.yaml")
+    if preflight.num_nodes() > 1:
+        nodes, took = preflight.num_nodes(), preflight.all_reduce()
+        say(f"preflight: all-reduce over {os.environ['WORLD_SIZE']} ranks on {nodes} nodes in {took:.2f} s")
     say(f"{recipe}: {stage.config.source} -> {stage.run_dir}  key {stage.key[:12]}")
     for note in stage.config.notes:
         say(f"note: {note}")
@@ -340,33 +364,20 @@ def _has_work(run_dir: Path) -> bool:
     )
 
 
-def lock(run_dir: Path) -> IO[str]:
+def lock(run_dir: Path, *, wait_s: float = 0) -> IO[str]:
     """Hold the run directory for the life of this process: two writers would tear its checkpoints.
 
-    Raises LaunchError when another process holds it. The kernel lets go when the holder ends, however it ends.
+    Raises LaunchError when another process still holds it after `wait_s`. The kernel lets go when the holder ends,
+    however it ends.
     """
     file = (run_dir / ".lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise LaunchError(f"output_dir: another process is training in {run_dir}; wait for it or end it") from error
-    return file
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None.
-
-    transformers writes `trainer_state.json` last; a checkpoint that a kill cut short has none, or a truncated tensor
-    file, and is removed here.
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
+    end = time.monotonic() + wait_s
+    while True:
         try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            for file in checkpoint.rglob("*.safetensors"):
-                check_safetensors(file)
-        except (OSError, json.JSONDecodeError, ArtifactError):
-            shutil.rmtree(checkpoint)
-            continue
-        return checkpoint
-    return None
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() < end:
+                time.sleep(1)
+                continue
+            raise LaunchError(f"output_dir: another process is training in {run_dir}; wait for it or end it") from error
+        return file

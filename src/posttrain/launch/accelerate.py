@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config import read_yaml
-from .errors import LaunchError
+from ..config import read_yaml
+from ..errors import LaunchError
 
-ROOT = Path(__file__).resolve().parents[2]  # the checkout: recipes/ and accelerate_configs/ stand beside src/
+ROOT = Path(__file__).resolve().parents[3]  # the checkout: recipes/ and accelerate_configs/ stand beside src/
 EXTENSIONS = Path(sys.prefix) / "torch_extensions"
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
