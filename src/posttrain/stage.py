@@ -263,6 +263,8 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
         take_directory(stage.run_dir, stage.key, recipe)
         stage.lock = lock(stage.run_dir, wait_s=LOCK_S if preflight.num_nodes() > 1 else 0)
         stage.config.write(stage.run_dir / "config.yaml")
+    else:
+        wait_until_taken(stage.run_dir, stage.key)
     if preflight.num_nodes() > 1:
         nodes, took = preflight.num_nodes(), preflight.all_reduce()
         say(f"preflight: all-reduce over {os.environ['WORLD_SIZE']} ranks on {nodes} nodes in {took:.2f} s")
@@ -355,6 +357,13 @@ def take_directory(run_dir: Path, key: str, recipe: str) -> None:
         raise ArtifactError(f"output_dir: {run_dir} is not empty and was not made by posttrain; choose another")
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, json.dumps({"key": key, "recipe": recipe}) + "\n")
+
+
+def wait_until_taken(run_dir: Path, key: str) -> None:
+    """Wait for the first process to take the directory. If it refuses instead, the launcher ends this one."""
+    marker = run_dir / MARKER
+    while not marker.is_file() or json.loads(marker.read_text(encoding="utf-8"))["key"] != key:
+        time.sleep(0.05)
 
 
 def _has_work(run_dir: Path) -> bool:
