@@ -111,8 +111,8 @@ SlurmctldPort=28817
 SlurmdPort=28818
 SlurmUser=root
 AuthType=auth/munge
-# cred_expire is how long a requeued job waits.
-AuthInfo=socket={folder}/run/munge.sock,cred_expire=2
+# cred_expire is how long a requeued job waits; less than 5 counts as 120.
+AuthInfo=socket={folder}/run/munge.sock,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/run/slurmctld.pid

@@ -19,7 +19,7 @@ ALIVE = {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEU
          "SIGNALING", "STAGE_OUT", "STOPPED", "REQUEUE_FED", "SPECIAL_EXIT", "PREEMPTED"}  # fmt: skip
 # Reasons of a waiting job that time does not mend.
 _NEVER = re.compile(
-    r"account|Partition(Down|Inactive|NodeLimit|TimeLimit)|BadConstraints|Invalid(Account|QOS)|ReqNodeNotAvail.*Invalid|"
+    r"account|Partition(NodeLimit|TimeLimit)|BadConstraints|Invalid(Account|QOS)|ReqNodeNotAvail.*Invalid|"
     r"AccountNotAllowed|QOSNotAllowed|AssocMax\w*PerJob|QOSMax\w*PerJob|DependencyNeverSatisfied",
     re.IGNORECASE,
 )
