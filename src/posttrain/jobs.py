@@ -13,7 +13,6 @@ jobs.json that now names another's job is refused. Imports no torch.
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ def submit(chain: Chain, *, after: Sequence[str] = (), dry_run: bool = False) ->
     folder_of(chain).mkdir(exist_ok=True)
     with _alone(chain):
         needed = [] if dry_run else _check_after(after)
-        steps = _steps(chain, ask_slurm=not dry_run or shutil.which("squeue") is not None)
+        steps = _steps(chain, ask_slurm=not dry_run or slurm.answers())
         jobs = {step.name: _job(chain, step.plan) for step in steps if step.submits}
         print("\n".join(_graph(steps, after)), flush=True)
         for step in steps:

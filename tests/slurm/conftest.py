@@ -59,10 +59,8 @@ gates: {stops: 0}
 """
 
 
-@pytest.fixture(scope="session")
-def material(tmp_path_factory):
+def make_material(folder: Path) -> Path:
     """The tiny model, its rows, and the files of five stages."""
-    folder = tmp_path_factory.mktemp("material")
     tiny = make_tiny_model(folder / "tiny")
     rows = write_jsonl(folder / "rows.jsonl", [{"prompt": f"{w[1:]} ->", "completion": f" {w}"} for w in WORDS])
     pairs = write_jsonl(
@@ -81,6 +79,11 @@ def material(tmp_path_factory):
         "generation_batch_size: 16\n"
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory):
+    return make_material(tmp_path_factory.mktemp("material"))
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
+from posttrain.chain import read_chain
 from posttrain.launch import environment
+from posttrain.status import collect
 from slurm.cluster import Cluster, wait_until
 from slurm.conftest import posttrain
 
@@ -34,11 +36,12 @@ def reference(material, tmp_path_factory):
     folder = tmp_path_factory.mktemp("local")
     lines = "".join(f"  {s}: {{recipe: {s}, config: {material}/{s}.yaml{more}}}\n" for s, more in STAGES.items())
     (folder / "chain.yaml").write_text(f"name: tiny\noutput_dir: {folder}/runs\nstages:\n{lines}")
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(DDP), "--num_processes", "2",
          str(Path(__file__).with_name("local.py")), str(folder / "chain.yaml")],
-        check=True, env=environment(DDP), timeout=RUN_S, capture_output=True,
+        env=environment(DDP), timeout=RUN_S, capture_output=True, text=True,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
     return folder / "runs"
 
 
@@ -241,7 +244,9 @@ def test_whatever_happens_to_a_job_it_ends_as_the_undisturbed_one(cluster, write
     cluster.start_node("n2")
     wait_until(lambda: finished(cluster, chain, "dpo"), "dpo is finished", RUN_S)
     assert (job.state / "failures").read_text().strip() == "1"
-    assert "3 (2 preempted or node lost, 1 failed)" in " ".join(posttrain("status", chain).split())
+    status = {row.name: row for row in collect(read_chain(chain))}
+    assert status["sft"].restarts == "3 (3 preempted or node lost, 0 failed)"
+    assert status["dpo"].restarts == "3 (2 preempted or node lost, 1 failed)"
 
     for stage in ("sft", "dpo"):
         assert result(chain.parent / "runs", stage) == result(reference, stage), stage

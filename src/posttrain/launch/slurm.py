@@ -141,6 +141,11 @@ def clean_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[
     return {k: v for k, v in environ.items() if k not in dropped}, sorted(dropped)
 
 
+def answers() -> bool:
+    """Whether there is a cluster to ask; a dry run does without."""
+    return shutil.which("squeue") is not None and _run(["scontrol", "ping"]).returncode == 0
+
+
 def _call(command: Sequence[str]) -> str:
     done = _run(command)
     if done.returncode != 0:
