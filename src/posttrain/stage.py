@@ -37,7 +37,7 @@ from .artifacts import (
 from .checkpoints import last_whole_checkpoint, mark_saves
 from .config import StageConfig, parse_args, trainer_class
 from .data import Rows, load_hub, load_rows
-from .errors import ArtifactError, ConfigError, DataError, LaunchError, StoppedError
+from .errors import ArtifactError, ConfigError, DataError, LaunchError
 from .gates import Gate
 from .identity import stage_key
 from .launch import preflight
@@ -160,12 +160,8 @@ class Stage:
         if hasattr(trainer, "collector"):
             trainer.add_callback(completions_writer(self.run_dir / COMPLETIONS, step, trainer.collector))
         trainer.add_callback(mark_saves())
-        stop = stop_at_request()
-        trainer.add_callback(stop)
+        trainer.add_callback(stop_at_request())
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if stop.stopped_at is not None:
-            trainer.accelerator.wait_for_everyone()  # each has written its part of the checkpoint
-            raise StoppedError(f"stopped as asked, after step {stop.stopped_at}; the same command goes on from there")
         make_whole(trainer)
         take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
 

@@ -5,8 +5,10 @@ What the cluster's chain is compared with: the same recipes in two processes of 
 
 import runpy
 import sys
+import time
 from pathlib import Path
 
+from posttrain.artifacts import is_complete
 from posttrain.chain import read_chain, stage_arguments
 from posttrain.launch import recipe_path
 
@@ -18,6 +20,8 @@ def main() -> None:
         recipe = str(recipe_path(stage.config.recipe))
         sys.argv = [recipe, *stage_arguments(chain, stage)]
         runpy.run_path(recipe, run_name="__main__")
+        while not is_complete(chain.run_dir(stage.name)):  # the first process is still closing it
+            time.sleep(0.05)
 
 
 if __name__ == "__main__":

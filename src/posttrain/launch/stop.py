@@ -29,7 +29,10 @@ def stop_if_asked(what: str) -> None:
 
 
 def stop_at_request() -> Any:
-    """A callback that looks for the file after each step. Its `stopped_at` is the step, or None. Add it last."""
+    """A callback that looks for the file after each step, and raises StoppedError once the checkpoint is saved.
+
+    Add it last: when it raises, all else has had its say about that step.
+    """
     import torch
     import torch.distributed as dist
     from transformers import TrainerCallback
@@ -37,7 +40,7 @@ def stop_at_request() -> Any:
     file = stop_file()
 
     class StopAtRequest(TrainerCallback):  # type: ignore[misc]
-        stopped_at: int | None = None
+        stopping = postponed = False
         group: Any = None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -45,22 +48,23 @@ def stop_at_request() -> Any:
                 self.group = dist.new_group(backend="gloo")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if file is None:
+            if file is None or state.global_step >= state.max_steps:
                 return
             asked = torch.tensor(int(file.exists()))
             if self.group is not None:
                 dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self.group)
-            if asked and state.global_step < state.max_steps:
-                self.stopped_at = state.global_step
-                control.should_save = control.should_training_stop = True
+            # What is due at the end of an epoch, an evaluation say, comes after the end of its last step, and a resumed
+            # run would begin behind it: stop one step later. Not for ever, where an epoch is one step.
+            if asked and state.epoch == int(state.epoch) and not self.postponed:
+                self.postponed = True
+            elif asked:
+                self.stopping = control.should_save = True
 
-        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            # transformers ends the epoch after a stop, wherever in the epoch that was: what is due at its end is due
-            # only where it is, and then belongs into the checkpoint.
-            if self.stopped_at is not None:
-                at_the_end = abs(state.epoch - round(state.epoch)) < 1e-6
-                control.should_evaluate = control.should_evaluate and at_the_end
-                control.should_log = control.should_log and at_the_end
-                control.should_save = at_the_end
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not self.stopping:
+                return
+            if self.group is not None:
+                dist.barrier(group=self.group)  # each has written its part
+            raise StoppedError(f"stopped as asked, after step {state.global_step}; the same command goes on from there")
 
     return StopAtRequest()
