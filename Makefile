@@ -7,7 +7,7 @@ DEV := $(VENV)/.posttrain-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
-.PHONY: setup extensions demo demo-ner test test-slow test-gpu lint format clean
+.PHONY: setup extensions demo demo-ner test test-slow test-gpu test-slurm lint format clean
 .DEFAULT_GOAL := demo
 
 setup: $(CORE) $(DEV)
@@ -42,7 +42,7 @@ demo-ner: $(CORE)
 	@$(BIN)/posttrain demo --ner
 
 test: setup
-	@$(PYTEST) -m 'not slow'
+	@$(PYTEST) -m 'not slow and not slurm'
 
 # Whole runs that are killed, resumed, or shared by two processes.
 test-slow: setup
@@ -51,6 +51,10 @@ test-slow: setup
 # Every recipe on the GPU, in each precision.
 test-gpu: setup
 	@POSTTRAIN_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu
+
+# Chains on a cluster of two nodes, which it brings up on this machine: needs root, and the packages in .ci/run.
+test-slurm: setup
+	@$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: setup
 	@$(BIN)/ruff format --check .

@@ -19,6 +19,8 @@ from posttrain.status import collect
 from slurm.cluster import Cluster, wait_until
 from slurm.conftest import posttrain
 
+pytestmark = pytest.mark.slurm
+
 RUN_S = 900  # for one start of a stage, on a machine that is busy with other things
 STAGES = {
     "sft": "",

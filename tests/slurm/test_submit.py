@@ -8,6 +8,8 @@ import pytest
 
 from slurm.conftest import posttrain
 
+pytestmark = pytest.mark.slurm
+
 SFT_REWARD = {"sft": "", "reward": ", inputs: {policy: sft}"}
 
 
