@@ -70,7 +70,7 @@ def submit(chain: Chain, *, after: Sequence[str] = (), dry_run: bool = False) ->
         needed = [] if dry_run else _check_after(after)
         steps = _steps(chain, ask_slurm=not dry_run or slurm.answers())
         jobs = {step.name: _job(chain, step.plan) for step in steps if step.submits}
-        print("\n".join(_graph(steps, after)), flush=True)
+        print("\n".join([*_graph(steps, after), *_notes()]), flush=True)
         for step in steps:
             if step.submits and not dry_run:
                 if step.plan.stale:
@@ -159,6 +159,12 @@ def _graph(steps: Sequence[Step], after: Sequence[str]) -> list[str]:
             f"{action:>6}  {stage.name:<12} {reason}; {nodes}" + (f"; after {', '.join(waits)}" if waits else "")
         )
     return lines
+
+
+def _notes() -> list[str]:
+    """What of the user's environment is not followed."""
+    dropped = [name for name in slurm.clean_environment(os.environ)[1] if name.startswith("SBATCH_")]
+    return [f"note: {', '.join(dropped)} would overrule the scripts, and is left out"] if dropped else []
 
 
 def _job(chain: Chain, p: Plan) -> Job:

@@ -35,7 +35,7 @@ def files(tiny, tiny_bert, tmp_path_factory):
                 "--max_completion_length", "4", "--num_ppo_epochs", "2"],
         # Two steps an epoch, and an evaluation at its end.
         "ner": ["--model_name_or_path", tiny_bert, "--train_file", tagged, "--validation_file", tagged, *SMALL,
-                "--per_device_train_batch_size", "3", "--gates.f1", "0"],
+                "--per_device_train_batch_size", "3", "--max_length", "64", "--gates.f1", "0"],
     }  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def render(job: Job) -> str:
         arguments=_wrapped(job.arguments),
         deepspeed=job.launch.distributed_type == "DEEPSPEED" and slurm.nodes > 1,
         extensions=shlex.quote(str(EXTENSIONS)) if EXTENSIONS.is_dir() else None,
-        grace_s=max(1, slurm.signal_s - KILL_S),
+        grace_s=slurm.signal_s - KILL_S,
         exit_user_error=EXIT_USER_ERROR,
         exit_stopped=EXIT_STOPPED,
     )

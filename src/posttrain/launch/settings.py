@@ -55,7 +55,7 @@ class SlurmSettings:
     environment: dict[str, Any] = field(default_factory=dict)  # exported; secrets belong into your shell
     container: str | None = None  # a command before the step's own, e.g. `apptainer exec --nv image.sif`
     extra: list[str] = field(default_factory=list)  # more `#SBATCH` lines: ["--qos=high", "--exclusive"]
-    signal_s: int = field(default=300, metadata={"min": 1})  # before the end: a step and a checkpoint must fit in
+    signal_s: int = field(default=300, metadata={"min": 60})  # before the end: a step and a checkpoint must fit in
     max_failures: int = field(default=3, metadata={"min": 0})  # requeues after a failure; preemptions do not count
     preflight_s: int = field(default=300, metadata={"min": 1})  # how long nodes wait for each other at the start
 
