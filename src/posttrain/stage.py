@@ -44,6 +44,7 @@ from .launch import preflight
 from .launch.stop import stop_at_request
 from .logs import COMPLETIONS, METRICS, completions_writer, metrics_writer, say
 from .models import template_sha256, tokenizer_sha256
+from .order import keep_order
 from .precision import decide, take_off_autocast
 from .settings import DataSettings
 from .zero import load_whole, make_whole
@@ -147,6 +148,7 @@ class Stage:
 
         if trainer.args.train_sampling_strategy == "group_by_length":
             know_lengths(trainer)
+            keep_order(trainer, self.run_dir / CHECKPOINTS)
         checkpoint = self._agreed_checkpoint()
         step = 0
         if checkpoint is not None:
