@@ -46,6 +46,13 @@ def test_a_stage_replaces_what_it_says_and_keeps_the_rest(plain_chain):
     assert sft.accelerate_config.name == "ddp.yaml"
 
 
+def test_a_config_that_nobody_chose_fits_the_nodes(plain_chain):
+    edit(plain_chain, LAUNCH, "launch: {slurm: {nodes: 1}}")
+    edit(plain_chain, "{policy: sft}}", "{policy: sft}, launch: {slurm: {gpus_per_node: 1}}}")
+    found = launches(plain_chain)
+    assert [found[name].accelerate_config.name for name in ("sft", "dpo")] == ["cpu.yaml", "single_gpu.yaml"]
+
+
 def test_without_slurm_a_stage_still_has_its_own_accelerate_config(plain_chain):
     edit(plain_chain, "{policy: sft}}", "{policy: sft}, launch: {accelerate_config: ddp.yaml}}")
     found = launches(plain_chain)

@@ -74,6 +74,7 @@ class LaunchSettings:
 
     accelerate_config: Path
     slurm: SlurmSettings | None = None
+    named: bool = True  # the config was chosen by somebody; else it is one process, on a GPU where there is one
 
     @property
     def distributed_type(self) -> str:
@@ -86,15 +87,17 @@ def read_launch(document: Any, where: str, *, beside: Path, default: LaunchSetti
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where} must be a mapping, got {raw!r}")
     _known(raw, KEYS, where)
-    name = raw.get("accelerate_config")
-    if name is None:
-        config = default.accelerate_config if default else accelerate_config("cpu.yaml", beside)
-    else:
-        config = accelerate_config(str(name), beside)
     slurm = default.slurm if default else None
     if raw.get("slurm") is not None:
         slurm = _read_slurm(raw["slurm"], f"{where}.slurm", slurm or SlurmSettings())
-    return LaunchSettings(config, slurm)
+    name = raw.get("accelerate_config")
+    if name is not None:
+        return LaunchSettings(accelerate_config(str(name), beside), slurm)
+    if default is not None and default.named:
+        return LaunchSettings(default.accelerate_config, slurm)
+    if slurm is not None:  # not this machine's GPUs: the nodes'
+        name = "single_gpu.yaml" if slurm.gpus_per_node else "cpu.yaml"
+    return LaunchSettings(accelerate_config(name, beside), slurm, named=False)
 
 
 def _read_slurm(raw: Any, where: str, default: SlurmSettings) -> SlurmSettings:
