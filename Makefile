@@ -7,7 +7,7 @@ DEV := $(VENV)/.posttrain-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
-.PHONY: setup extensions demo demo-ner test test-slow test-gpu test-slurm lint format clean
+.PHONY: setup extensions demo demo-ner test test-slow test-distributed test-gpu test-slurm lint format clean
 .DEFAULT_GOAL := demo
 
 setup: $(CORE) $(DEV)
@@ -27,13 +27,11 @@ $(DEV): $(CORE)
 	@$(MAKE) --no-print-directory extensions
 	@touch $(DEV)
 
-# What DeepSpeed compiles for processes on a CPU, once and ahead: a build that is cut off in a run leaves a lock, and
-# the next run waits for it. Needs a C++ compiler; does nothing where there is a GPU.
+# What DeepSpeed compiles, once and ahead (src/posttrain/parallel/extensions.py). Needs a C++ compiler.
 extensions:
-	@command -v nvidia-smi >/dev/null || echo "setup: compiling DeepSpeed's CPU communication (about a minute)"
+	@echo "setup: compiling DeepSpeed's CPU parts (one to three minutes)"
 	@rm -rf $(VENV)/torch_extensions
-	@PATH="$(CURDIR)/$(BIN):$$PATH" TORCH_EXTENSIONS_DIR=$(CURDIR)/$(VENV)/torch_extensions \
-	$(BIN)/python -c 'from deepspeed.comm.torch import build_shm_op; build_shm_op()' >/dev/null
+	@$(BIN)/python -m posttrain.parallel.extensions >/dev/null
 
 demo: $(CORE)
 	@$(BIN)/posttrain demo
@@ -42,7 +40,7 @@ demo-ner: $(CORE)
 	@$(BIN)/posttrain demo --ner
 
 test: setup
-	@$(PYTEST) -m 'not slow and not slurm'
+	@$(PYTEST) -m 'not slow and not distributed and not slurm'
 
 # Whole runs that are killed, resumed, or shared by two processes.
 test-slow: setup
@@ -51,6 +49,10 @@ test-slow: setup
 # Every recipe on the GPU, in each precision.
 test-gpu: setup
 	@POSTTRAIN_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu
+
+# Every strategy of accelerate_configs/ with every trainer, on two processes: no second pytest worker beside them.
+test-distributed: setup
+	@$(PYTEST) --numprocesses 0 -m distributed
 
 # Chains on a cluster of two nodes, which it brings up on this machine: needs root, and the packages in .ci/run.
 test-slurm: setup

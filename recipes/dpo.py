@@ -19,12 +19,14 @@ def main() -> None:
     from posttrain import gates, policy
     from posttrain.adapters import copied_reference
     from posttrain.models import check_base, load_tokenizer
+    from posttrain.parallel.layout import read_layout, split
     from posttrain.tokens import check_lengths
 
     args = stage.trainer_args()
     base = check_base(policy.model_settings(stage), stage.policy)
     tokenizer = load_tokenizer(base, policy.model_settings(stage), trust_remote_code=args.trust_remote_code)
     policy.check_inputs(stage, tokenizer)
+    layout = read_layout(stage.config, base)
     lengths = check_lengths(train, tokenizer, max_length=args.max_length)
     policy.say_lengths(lengths, args.max_length)
 
@@ -35,7 +37,7 @@ def main() -> None:
     from trl import DPOTrainer
 
     with copied_reference(model):
-        trainer = DPOTrainer(
+        trainer = split(DPOTrainer, layout)(
             model,
             args=args,
             train_dataset=train.to_dataset(),

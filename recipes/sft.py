@@ -18,12 +18,14 @@ def main() -> None:
     # Tokenizer, and all that can be checked before weights are read
     from posttrain import gates, policy
     from posttrain.models import check_base, load_tokenizer
+    from posttrain.parallel.layout import read_layout, split
     from posttrain.tokens import check_lengths
 
     args = stage.trainer_args()
     base = check_base(policy.model_settings(stage), stage.policy)
     tokenizer = load_tokenizer(base, policy.model_settings(stage), trust_remote_code=args.trust_remote_code)
     policy.check_inputs(stage, tokenizer)
+    layout = read_layout(stage.config, base)
     lengths = check_lengths(train, tokenizer, max_length=args.max_length)
     policy.say_lengths(lengths, args.max_length)
 
@@ -33,7 +35,7 @@ def main() -> None:
     # Trainer
     from trl import SFTTrainer
 
-    trainer = SFTTrainer(
+    trainer = split(SFTTrainer, layout)(
         model,
         args=args,
         train_dataset=train.to_dataset(),

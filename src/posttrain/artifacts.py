@@ -4,7 +4,7 @@
       config.yaml      the effective configuration
       metrics.jsonl    one object a log
       checkpoints/     to resume from, removed when the stage is complete
-      adapter/ | model/ | data/ | evaluation/    the result
+      adapter/ | model/ | data/ | evaluation/    the result; a model's card is its README.md
       answers/         what the policy answered to the test rows, before the stage and after it
       lineage.json     written last, atomically: its presence means that the stage is complete
 
@@ -27,6 +27,7 @@ from .errors import ArtifactError
 
 LINEAGE = "lineage.json"
 ANSWERS = "answers"
+CARD = "README.md"  # of a result's folder; people edit it, so it is no part of a digest
 VERSIONED = ("posttrain", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -126,10 +127,14 @@ def parent_record(run_dir: Path, parent_dir: Path) -> dict[str, str]:
     return {"path": relative, "key": lineage.key, "digest": lineage.digest}
 
 
-def write_lineage(run_dir: Path, lineage: Lineage, result: str) -> None:
-    """Hash the result and the answers, then write `lineage.json` atomically: the stage is complete."""
+def hash_files(run_dir: Path, result: str) -> dict[str, str]:
+    """SHA-256 of each file of the result and of the answers, by its path in the run directory."""
     files = [p for folder in (result, ANSWERS) for p in sorted((run_dir / folder).rglob("*")) if p.is_file()]
-    lineage.files = {str(p.relative_to(run_dir)): sha256_file(p) for p in files}
+    return {str(p.relative_to(run_dir)): sha256_file(p) for p in files if p != run_dir / result / CARD}
+
+
+def write_lineage(run_dir: Path, lineage: Lineage) -> None:
+    """Write `lineage.json` atomically: the stage is complete."""
     write_atomically(run_dir / LINEAGE, json.dumps(asdict(lineage), indent=2, ensure_ascii=False, default=str) + "\n")
 
 

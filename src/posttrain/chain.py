@@ -19,7 +19,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from .launch import build_command, die_with_parent, environment
 from .launch.settings import LaunchSettings, read_launch
 from .methods import check_takeover
 from .settings import RECIPES
+from .terminal import Lines
 
 _KEYS = {"name", "stages", "launch", "output_dir"}
 _STAGE_KEYS = {"recipe", "config", "inputs", "overrides", "launch"}
@@ -60,6 +60,7 @@ class Chain:
     path: Path
     output_dir: Path
     stages: tuple[ChainStage, ...]
+    launch_config: Path  # of stages that do not say their own
 
     def run_dir(self, stage: str) -> Path:
         return self.output_dir / stage
@@ -90,7 +91,7 @@ def read_chain(path: Path) -> Chain:
     output_dir = Path(os.path.expanduser(str(document.get("output_dir") or f"runs/{name}")))
     stages = [_read_stage(path, output_dir, n, raw[n], set(raw), launch) for n in raw]
     _check_takeovers(path, {stage.name: stage for stage in stages})
-    return Chain(name, path, output_dir, tuple(_in_order(stages, path)))
+    return Chain(name, path, output_dir, tuple(_in_order(stages, path)), launch.accelerate_config)
 
 
 def _read_stage(
@@ -227,21 +228,28 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def run(chain: Chain, *, only: str | None = None, dry_run: bool = False) -> None:
-    """Run what is not complete, in order, and print the closing table. Raises a PosttrainError at the first failure."""
+def run(chain: Chain, *, only: str | None = None, dry_run: bool = False, view: Lines | None = None) -> None:
+    """Run what is not complete, in order, and print the closing table. Raises a PosttrainError at the first failure.
+
+    `view` shows it while it runs; plain lines when it is left out.
+    """
     take_chain_directory(chain, write=not dry_run)
     plans = plan(chain, only)
-    for p in plans:
-        print(f"{p.action:>6}  {p.stage.name:<12} {p.reason}", flush=True)
-    if dry_run:
-        return
-    for number, p in enumerate(plans, 1):
-        if p.action == "skip":
-            continue
-        if p.stale:
-            move_aside(chain, p.stage.name)
-        _run_stage(chain, p.stage, f"[{number}/{len(plans)} {p.stage.name}]")
-    print(closing_table(chain), flush=True)
+    with Lines() if view is None or dry_run else view as shown:
+        for p in plans:
+            result = _result(chain, p.stage) if p.action == "skip" else ""
+            shown.planned(p.stage.name, p.action, p.reason, chain.run_dir(p.stage.name), result)
+        if dry_run:
+            return
+        for number, p in enumerate(plans, 1):
+            if p.action == "skip":
+                continue
+            if p.stale:
+                move_aside(chain, p.stage.name)
+            _run_stage(chain, p.stage, f"[{number}/{len(plans)} {p.stage.name}]", shown)
+        width = shown.width
+    print(closing_table(chain, width), flush=True)
+    print(f"as a page: posttrain report {chain.path}", flush=True)
 
 
 def take_chain_directory(chain: Chain, *, write: bool = True) -> None:
@@ -290,30 +298,29 @@ def _shell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _run_stage(chain: Chain, stage: ChainStage, label: str) -> None:
-    """Launch one stage; show its lines, keep its stderr, and end with its error when it fails."""
-    launch = stage.launch.accelerate_config
-    command = build_command(stage.config.recipe, stage_arguments(chain, stage), launch)
-    print(f"{label} accelerate launch {' '.join(command[3:])}", flush=True)
+def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None:
+    """Launch one stage; show its lines, keep them and its stderr, and end with its error when it fails."""
+    command = build_command(stage.config.recipe, stage_arguments(chain, stage), stage.launch.accelerate_config)
     logs = chain.output_dir / ".logs"
     logs.mkdir(exist_ok=True)
     log = logs / f"{stage.name}.stderr"
-    last: deque[str] = deque(maxlen=3)
-    with log.open("a", encoding="utf-8") as stderr:
+    view.started(stage.name, label, f"accelerate launch {' '.join(command[3:])}", log)
+    with log.open("a", encoding="utf-8") as stderr, (logs / f"{stage.name}.stdout").open("a", encoding="utf-8") as kept:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=environment(launch),
+            env=environment(stage.launch.accelerate_config),
             preexec_fn=die_with_parent,
         )
         assert process.stdout is not None
         for line in process.stdout:
-            last.append(line.rstrip())
-            if not line.startswith("effective configuration"):
-                print(f"{label} {line}", end="", flush=True)
+            kept.write(line)
+            kept.flush()
+            view.line(stage.name, label, line)
         code = process.wait()
+    view.ended(stage.name, _result(chain, stage) if code == 0 else None)
     if code == 0:
         return
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -329,7 +336,7 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str) -> None:
 
 
 _LAUNCHERS_OWN = "subprocess.CalledProcessError"
-_OUR_ERRORS = {"ConfigError", "DataError", "ArtifactError", "LaunchError", "GateError"}
+_OUR_ERRORS = {"ConfigError", "DataError", "ArtifactError", "LaunchError", "GateError", "UnreachableError"}
 
 
 def _without_launcher(text: str) -> str:
@@ -337,7 +344,7 @@ def _without_launcher(text: str) -> str:
     return text.split("\nTraceback (most recent call last)")[0]
 
 
-def closing_table(chain: Chain) -> str:
+def closing_table(chain: Chain, width: int = 160) -> str:
     """Stage, metric before and after and its change, time, peak memory, trained parameters, artifact."""
     from rich.console import Console
     from rich.table import Table
@@ -362,9 +369,15 @@ def closing_table(chain: Chain) -> str:
         for metric in _metric_rows(lineage):
             table.add_row(name, *metric, *costs)
             name, costs = "", []
-    console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115  rich wants an open file
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115  rich wants an open file
     console.print(table)
     return console.export_text()
+
+
+def _result(chain: Chain, stage: ChainStage) -> str:
+    """What a complete stage has shown, in one line."""
+    rows = _metric_rows(read_lineage(chain.run_dir(stage.name)))
+    return "; ".join(f"{metric}: {after}" for metric, _, after, _ in rows if metric)
 
 
 def _metric_rows(lineage: Lineage) -> list[tuple[str, str, str, str]]:

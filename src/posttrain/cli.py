@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("chain", type=Path, help="the chain's YAML file")
     command.add_argument("--dry-run", action="store_true", help="print what would run and why")
     command.add_argument("--only", metavar="STAGE", help="run this stage alone")
+    command.add_argument("--plain", action="store_true", help="lines in place of the live view, on a terminal too")
     command.set_defaults(command=_run)
 
     command = commands.add_parser("submit", help="a chain as Slurm jobs: one a stage, each after its inputs")
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--ner", action="store_true", help="a tagger of names instead: MiniLM on made-up sentences")
     command.add_argument("--dry-run", action="store_true", help="print what would run and why")
+    command.add_argument("--plain", action="store_true", help="lines in place of the live view, on a terminal too")
     command.set_defaults(command=_demo)
 
     command = commands.add_parser("tag", help="find the entities in a text or a file with a tagger")
@@ -59,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("lineage", help="what a run was made from")
     command.add_argument("directory", type=Path)
     command.set_defaults(command=_lineage)
+
+    command = commands.add_parser("report", help="a chain as one HTML page: results, curves, answers, lineage")
+    command.add_argument("chain", type=Path, help="the chain's YAML file")
+    command.add_argument("--output", type=Path, metavar="FILE", help="report.html in the chain's directory by default")
+    command.set_defaults(command=_report)
 
     command = commands.add_parser("merge", help="write a run's adapter into its base: a plain model")
     command.add_argument("directory", type=Path, help="a training stage's run directory")
@@ -73,8 +80,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> None:
     from .chain import read_chain, run
+    from .terminal import choose_view
 
-    run(read_chain(arguments.chain), only=arguments.only, dry_run=arguments.dry_run)
+    chain = read_chain(arguments.chain)
+    run(chain, only=arguments.only, dry_run=arguments.dry_run, view=choose_view(chain.name, plain=arguments.plain))
 
 
 def _submit(arguments: argparse.Namespace) -> None:
@@ -102,9 +111,11 @@ def _demo(arguments: argparse.Namespace) -> None:
     from . import demo
     from .chain import read_chain, run
     from .launch import ROOT
+    from .terminal import choose_view
 
     demo.prepare(ner=arguments.ner)
-    run(read_chain(ROOT / (NER_CHAIN if arguments.ner else DEMO_CHAIN)), dry_run=arguments.dry_run)
+    chain = read_chain(ROOT / (NER_CHAIN if arguments.ner else DEMO_CHAIN))
+    run(chain, dry_run=arguments.dry_run, view=choose_view(chain.name, plain=arguments.plain))
 
 
 def _tag(arguments: argparse.Namespace) -> None:
@@ -117,6 +128,14 @@ def _lineage(arguments: argparse.Namespace) -> None:
     from .artifacts import tree
 
     print("\n".join(tree(arguments.directory)))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from .chain import read_chain
+    from .report.page import write_report
+
+    path = write_report(read_chain(arguments.chain), arguments.output)
+    print(f"{path}  {path.stat().st_size / 1000:,.0f} kB")
 
 
 def _merge(arguments: argparse.Namespace) -> None:

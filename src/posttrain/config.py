@@ -20,6 +20,7 @@ import yaml
 
 from .errors import ConfigError
 from .methods import COMMAND_LINE, settle
+from .parallel.layout import check_settings
 from .schema import coerce, describe, fields_of
 from .settings import RECIPES, TRAINER_RANGES, UNKEYED, AdapterSettings, GateSettings, Recipe
 
@@ -177,6 +178,7 @@ def build(
         groups["adapter"], notes = settle(
             recipe, groups["adapter"], values, given=written, has_policy="policy" in inputs
         )
+        check_settings(recipe, values, groups["adapter"])
     return StageConfig(recipe, values, groups, inputs, source, tuple(notes))
 
 
@@ -204,6 +206,9 @@ def _ranges(spec: Recipe) -> dict[str, Mapping[str, Any]]:
 
 
 def _unknown_key(key: str, types: Mapping[str, Any], where: str, recipe: str) -> str:
+    others = [name for name in RECIPES if key in known_keys(name)]
+    if others:
+        return f"{where}: unknown key {key!r}; it is a key of {', '.join(others)}, and {recipe} has no use for it"
     near = difflib.get_close_matches(key, types, n=1, cutoff=0.6)
     if not near:
         # `r: 8` at the top belongs into the group: look at the last word of each key as well.

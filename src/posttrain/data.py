@@ -160,7 +160,7 @@ def _check_all(numbered: Sequence[tuple[str, Any]], source: str, recipe: str, se
             errors = [
                 f"{origin}: {row if isinstance(row, BrokenRow) else 'expected an object'}" for origin, row in numbered
             ]
-            raise DataError(_collected(errors, len(numbered)))
+            raise DataError(summarise_errors(errors, len(numbered)))
         found = recognise(list(first))
         if found is None:
             raise DataError(
@@ -181,13 +181,14 @@ def _check_all(numbered: Sequence[tuple[str, Any]], source: str, recipe: str, se
         except DataError as error:
             errors.append(f"{origin}: {error}")
     if errors and settings.on_bad_row == "stop":
-        raise DataError(_collected(errors, len(numbered)) + "\nMend them, or drop them with on_bad_row: skip.")
+        raise DataError(summarise_errors(errors, len(numbered)) + "\nMend them, or drop them with on_bad_row: skip.")
     if not good:
-        raise DataError(f"{source}: every row is unusable.\n{_collected(errors, len(numbered))}")
+        raise DataError(f"{source}: every row is unusable.\n{summarise_errors(errors, len(numbered))}")
     return Rows(target, good, origins, skipped=len(errors))
 
 
-def _collected(errors: Sequence[str], total: int) -> str:
+def summarise_errors(errors: Sequence[str], total: int) -> str:
+    """How many rows cannot be used, the first `MAX_SHOWN` errors, and how many more there are."""
     shown = "\n".join(f"  {e}" for e in errors[:MAX_SHOWN])
     more = f"\n  ... and {len(errors) - MAX_SHOWN} more" if len(errors) > MAX_SHOWN else ""
     return f"{len(errors)} of {total} rows cannot be used:\n{shown}{more}"
@@ -206,7 +207,7 @@ def _normalise(row: Any, format_: str, needed: frozenset[str]) -> Row:
 
 
 def _text(row: Row) -> Row:
-    return {"text": _string(row["text"], "text")}
+    return {"text": require_text(row["text"], "text")}
 
 
 def _messages(row: Row) -> Row:
@@ -230,13 +231,13 @@ def _sharegpt(row: Row) -> Row:
 
 
 def _alpaca(row: Row) -> Row:
-    instruction = _string(row["instruction"], "instruction")
+    instruction = require_text(row["instruction"], "instruction")
     context = row.get("input") or ""
     if context:
-        instruction = f"{instruction}\n\n{_string(context, 'input')}"
+        instruction = f"{instruction}\n\n{require_text(context, 'input')}"
     return {
         "prompt": [{"role": "user", "content": instruction}],
-        "completion": [{"role": "assistant", "content": _string(row["output"], "output")}],
+        "completion": [{"role": "assistant", "content": require_text(row["output"], "output")}],
     }
 
 
@@ -284,7 +285,8 @@ _NORMALISERS: dict[str, Callable[[Row], Row]] = {
 }
 
 
-def _string(value: Any, name: str) -> str:
+def require_text(value: Any, name: str) -> str:
+    """`value`, which is text and not blank; else DataError names the field."""
     if not isinstance(value, str):
         raise DataError(f"{name}: expected text, got {type(value).__name__} {value!r:.60}")
     if not value.strip():
@@ -293,7 +295,7 @@ def _string(value: Any, name: str) -> str:
 
 
 def _turn(value: Any, name: str, *, ends: str) -> Any:
-    return _conversation(value, name, ends=ends) if isinstance(value, list) else _string(value, name)
+    return _conversation(value, name, ends=ends) if isinstance(value, list) else require_text(value, name)
 
 
 def _same_kind(row: Row, name: str, prompt: Any) -> Any:
@@ -302,7 +304,7 @@ def _same_kind(row: Row, name: str, prompt: Any) -> Any:
         raise DataError(f"{name}: prompt and {name} must both be text or both be messages")
     if isinstance(value, list):
         return _conversation(value, name, ends="assistant", opened=True)
-    return _string(value, name)
+    return require_text(value, name)
 
 
 def _conversation(messages: Any, name: str, *, ends: str, opened: bool = False) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ for it (`POSTTRAIN_STATE`) also leaves there what it ended with: a file `exit-CO
 import errno
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -60,12 +61,21 @@ class StoppedError(PosttrainError):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run `main`, and turn a user's mistake into one message on stderr and its exit code."""
+    """Run `main`, and turn a user's mistake into one message on stderr and its exit code.
+
+    So is what one of several processes sees of another one's end: a message, rather than a traceback or silence.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _told_to_end)
     try:
         main()
     except PosttrainError as error:
         _leave(error)
     except Exception as error:
+        if _others_are_gone(error):
+            lost = LaunchError(f"{_rank()} has lost the others: {str(error).splitlines()[0]}. {_LOST}")
+            lost.exit_code = EXIT_UNREACHABLE  # no mistake: another start may go well
+            _leave(lost)
         if not _disk_is_full(error):
             _record(EXIT_BUG, f"{type(error).__name__}: {error}")
             raise
@@ -76,6 +86,37 @@ def run_main(main: Callable[[], None]) -> None:
                 "Whole checkpoints are kept: free some space, then run the same command again to go on from there."
             )
         )
+
+
+_LOST = (
+    "Another process ended (its own message says why), stands still, or its machine is out of reach. "
+    "Whole checkpoints are kept: run the same command again to go on from there."
+)
+_LOST_WORDS = ("gloo", "NCCL", "ncclRemoteError", "Connection closed by peer", "Connection reset by peer")
+
+
+def _rank() -> str:
+    return f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
+
+
+def _others_are_gone(error: BaseException) -> bool:
+    """Whether an error comes from the connection between processes: torch has several classes for it, and gloo none."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if names & {"DistBackendError", "DistNetworkError", "DistStoreError"}:
+        return True
+    return "RuntimeError" in names and any(word in str(error) for word in _LOST_WORDS)
+
+
+def _told_to_end(signum: int, frame: object) -> NoReturn:
+    """SIGTERM from the launcher, which ends the others when one process has failed, or from the cluster.
+
+    Leaves at once: an orderly end would wait for processes that are gone. Files are whole at any moment.
+    """
+    text = f"LaunchError: {_rank()} was told to end (SIGTERM). {_LOST}\n"
+    os.write(sys.stderr.fileno(), text.encode())
+    os._exit(128 + signum)
 
 
 def _leave(error: PosttrainError) -> NoReturn:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import write_atomically
-from .methods import is_prompt_learning
+from .methods import pads_left
 
 Z95 = 1.959964
 
@@ -91,18 +91,18 @@ def generate(
     results: list[list[Completion]] = [[] for _ in prompts]
     copies = len(temperatures)
     per_batch = max(1, batch_size // copies)
-    virtual = is_prompt_learning(model)
+    mixed = pads_left(model)
     ends = end_tokens(model, tokenizer)
     was_training = model.training
     model.eval()
-    for start, batch in _batches(order, per_batch, lengths=[len(row) for row in ids] if virtual else None):
+    for start, batch in _batches(order, per_batch, lengths=None if mixed else [len(row) for row in ids]):
         width = max(len(ids[i]) for i in batch)
         input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in batch])
         attention_mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch])
         input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
         with torch.random.fork_rng(devices=_cuda_devices()), torch.no_grad(), weight_first(model):
             torch.manual_seed(seed * 1_000_003 + start)
-            shared = copies > 1 and width > 1 and not virtual
+            shared = copies > 1 and width > 1 and mixed
             warm = [*temperatures] * len(batch)
             draw = Draw(warm, top_p, partial(fresh_uniforms, len(warm), model.device))
             out = model.generate(

@@ -23,6 +23,7 @@ from .adapters import attach
 from .errors import GateError
 from .methods import METHODS, method_of
 from .precision import has_bf16
+from .zero import before_split
 
 # Log-probabilities may differ by what another order of additions costs, in fp32 and in 16-bit arithmetic.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
@@ -150,7 +151,7 @@ def dpo_step_zero(trainer: Any, *, beta_loss: bool) -> list[Gate]:
     inputs = trainer._prepare_inputs(trainer.data_collator(rows))
     was_training = trainer.model.training
     trainer.model.eval()
-    with torch.no_grad(), trainer.compute_loss_context_manager():
+    with torch.no_grad(), before_split(), trainer.compute_loss_context_manager():
         loss = float(trainer.compute_loss(trainer.model, inputs))
     trainer.model.train(was_training)
     margin = 0.0

@@ -14,6 +14,7 @@ from .errors import ArtifactError, GateError
 from .gates import dtype_of, probe_logprobs, same_outputs
 from .methods import METHODS
 from .models import load_base, load_tokenizer
+from .report.card import write_card
 from .settings import ModelSettings
 
 
@@ -54,6 +55,7 @@ def merge(run_dir: Path, output: Path) -> None:
     if not gate.passed:
         shutil.rmtree(partial)
         raise GateError(f"merging {run_dir} changed its outputs by {gate.value:.4g}, must be {gate.accepted}")
+    write_card(partial, lineage, merged=True)
     partial.replace(output)
     print(f"{output}: {name}, outputs within {gate.value:.2g} of the adapter's")
 

@@ -259,6 +259,12 @@ def method_of(peft_config: Any) -> str:
     return found[0]
 
 
+def pads_left(model: Any) -> bool:
+    """Whether rows of different lengths may be drawn from in one batch, padded on the left."""
+    configs = getattr(model, "peft_config", None) or {}
+    return all(METHODS[method_of(config)].left_padding for config in configs.values())
+
+
 def is_prompt_learning(model: Any) -> bool:
     """Whether a model's active adapter is a matter of virtual tokens."""
     configs = getattr(model, "peft_config", None) or {}

@@ -4,6 +4,7 @@ A stage names its base by `model_name_or_path`, or inherits it from `inputs.poli
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from .artifacts import Lineage, check_safetensors, fingerprint_base, sha256_text
 from .config import digest
 from .errors import ArtifactError, ConfigError
+from .parallel.launched import launch_of
 from .settings import ModelSettings
 
 HEADS = {
@@ -157,6 +159,8 @@ def _nf4(settings: ModelSettings, dtype: Any) -> Any:
         bnb_4bit_quant_type=settings.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=settings.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=dtype,
+        # FSDP splits floating-point storage; accelerate leaves bytes whole on every process.
+        bnb_4bit_quant_storage=dtype if launch_of(os.environ).strategy == "fsdp2" else "uint8",
     )
 
 

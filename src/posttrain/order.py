@@ -2,7 +2,8 @@
 
 transformers draws it from torch's global generator when an epoch begins, and after a resume in the middle of one draws
 another: some rows would be seen twice and others never. So the generator's state at the start of each epoch is kept
-beside the checkpoints, and drawn from again. An undisturbed run is not changed.
+beside the checkpoints, and drawn from again. An undisturbed run is not changed. Several
+processes have parallel/order.py.
 """
 
 from pathlib import Path

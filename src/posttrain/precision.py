@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .errors import ConfigError
+from .floats import BF16, FP16
 
 
 def has_bf16() -> bool:
@@ -25,15 +26,29 @@ def has_bf16() -> bool:
 def decide(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in `bf16`, `use_cpu` and `ddp_backend` of a trainer's values.
 
-    Raises ConfigError for what the machine, or DeepSpeed, cannot do.
+    Where the recipe does not say, accelerate's `mixed_precision` does. Raises ConfigError for what the machine, or
+    DeepSpeed, cannot do.
     """
     import torch
 
     cuda, deepspeed = torch.cuda.is_available(), os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     decided = dict(values)
+    launched_in = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched_in != "no":
+        if launched_in not in ("bf16", "fp16"):
+            raise ConfigError(f"mixed_precision: {launched_in} is not supported; accepted: bf16, fp16, 'no'")
+        other = "fp16" if launched_in == "bf16" else "bf16"
+        if decided.get(launched_in) is False or decided.get(other):
+            raise ConfigError(
+                f"accelerate's configuration says mixed_precision: {launched_in}, the recipe's {launched_in}: "
+                f"{decided.get(launched_in)}, {other}: {decided.get(other)}; say it once: keep mixed_precision: 'no'"
+            )
+        decided |= {launched_in: True, other: False}
     on_cpu = decided["use_cpu"] = bool(decided.get("use_cpu")) or not cuda
     if decided.get("fp16") and on_cpu:
-        raise ConfigError("fp16: true needs a GPU (a CPU has no loss scaling); use bf16: true or leave both out")
+        raise ConfigError(
+            "fp16: true needs a GPU (accelerate scales no loss on a CPU); use bf16: true or leave both out"
+        )
     if deepspeed and on_cpu:
         if cuda:
             raise ConfigError(
@@ -47,6 +62,30 @@ def decide(values: dict[str, Any]) -> dict[str, Any]:
     if decided.get("bf16") is None:
         decided["bf16"] = has_bf16() and not decided.get("fp16")
     return decided
+
+
+def describe_weights(model: Any) -> str | None:
+    """What rounds away of a model's training where it trains 16-bit weights that nobody keeps in fp32; None elsewhere.
+
+    Such are full fine-tuning with `dtype: bfloat16`, the new head of an adapter on a bf16 base (PEFT upcasts layers
+    alone), and TRL's adapters on a 4-bit base. DeepSpeed keeps fp32 masters by itself: not to be asked there.
+    """
+    import torch
+
+    formats = {torch.bfloat16: BF16, torch.float16: FP16}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in trained if p.dtype in formats)
+    if not count:
+        return None
+    dtype = next(p.dtype for p in trained if p.dtype in formats)
+    described = (
+        f"{count:,} of {sum(p.numel() for p in trained):,} trained parameters are {str(dtype).removeprefix('torch.')} "
+        f"without an fp32 master: an update below 1/{round(2 / formats[dtype].lost_beside_one)} of a weight is rounded "
+        "away (docs/precision.md)"
+    )
+    if getattr(model, "is_loaded_in_4bit", False):
+        return described
+    return f"{described}; dtype: float32 keeps it, and bf16: true computes in bf16 all the same"
 
 
 def take_off_autocast(model: Any) -> None:

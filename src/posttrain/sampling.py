@@ -65,9 +65,7 @@ def load_test(stage: Stage) -> Rows:
 
 
 def evaluate(stage: Stage, policy: Any, tokenizer: Any, test: Rows) -> None:
-    """Measure exact match, write `evaluation/metrics.json` and `answers.jsonl`, close the stage; on one process."""
-    if not stage.is_main:
-        return
+    """Measure exact match, write `evaluation/metrics.json` and `answers.jsonl`, close the stage."""
     settings = stage.config.part(EvaluationSettings)
     answers = answer(
         policy,

@@ -22,6 +22,19 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class ParallelSettings:
+    """How one model is split over processes; copies of it take the rest: num_processes / (tensor x pipeline).
+
+    The accelerate config says how many processes there are. What can be split is in parallel/layout.py.
+    """
+
+    tensor_parallel_size: int = field(default=1, metadata={"min": 1})  # processes that share each layer
+    pipeline_parallel_size: int = field(default=1, metadata={"min": 1})  # stages, each of neighbouring layers
+    pipeline_schedule: Literal["1f1b", "gpipe"] = "1f1b"  # Narayanan et al., 2019; Huang et al., 2019
+    pipeline_micro_batches: int = field(default=4, metadata={"min": 1})  # parts of per_device_train_batch_size
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Where the rows come from. A file is .json, .jsonl (.gz), .csv or .parquet, or a folder of them.
 
@@ -176,7 +189,7 @@ _TRAINED = {"adapter": AdapterSettings, "gates": GateSettings}
 
 RECIPES: dict[str, Recipe] = {
     "sft": Recipe(
-        parts=(ModelSettings, DataSettings, EvaluationSettings),
+        parts=(ModelSettings, ParallelSettings, DataSettings, EvaluationSettings),
         groups=_TRAINED,
         inputs=("policy", "data"),
         trainer=("trl.trainer.sft_config", "SFTConfig"),
@@ -190,7 +203,7 @@ RECIPES: dict[str, Recipe] = {
         defaults={**_TRAINER_DEFAULTS, "learning_rate": 1e-4},
     ),
     "dpo": Recipe(
-        parts=(ModelSettings, DataSettings, EvaluationSettings),
+        parts=(ModelSettings, ParallelSettings, DataSettings, EvaluationSettings),
         groups=_TRAINED,
         inputs=("policy", "data"),
         trainer=("trl.trainer.dpo_config", "DPOConfig"),
@@ -267,5 +280,6 @@ TRAINER_RANGES: dict[str, dict[str, float]] = {
 UNKEYED = {
     "output_dir", "overwrite", "logging_steps", "logging_first_step", "logging_dir", "report_to", "run_name",
     "disable_tqdm", "save_steps", "save_strategy", "save_total_limit", "log_level", "generation_batch_size",
-    "dataset_num_proc", "dataloader_num_workers",
+    "dataset_num_proc", "dataloader_num_workers", "ddp_timeout", "ddp_backend",
+    "tensor_parallel_size", "pipeline_parallel_size", "pipeline_schedule", "pipeline_micro_batches",
 }  # fmt: skip

@@ -4,7 +4,7 @@ stage = open_stage("sft")        the configuration, the inputs, the run director
 stage.announce(trainer)          global batch, steps and tokens, before training starts
 stage.train(trainer)             from the last whole checkpoint, if there is one
 stage.save(trainer, tokenizer)   into a sibling folder, then renamed
-stage.close(...)                 gates, then lineage.json: complete
+stage.close(...)                 gates, the model card, then lineage.json: complete
 """
 
 import fcntl
@@ -21,11 +21,14 @@ from typing import IO, Any
 
 from . import gates as gate_checks
 from .adapters import ADAPTER, MODEL, count_parameters
-from .adapters.adalora import allocation
+from .adapters.adalora import allocation, penalise
 from .adapters.resume import keep_all_that_is_trained
 from .artifacts import (
+    CARD,
     Lineage,
+    check_safetensors,
     git_commit,
+    hash_files,
     is_complete,
     parent_record,
     read_lineage,
@@ -34,19 +37,22 @@ from .artifacts import (
     write_atomically,
     write_lineage,
 )  # fmt: skip
-from .checkpoints import last_whole_checkpoint, mark_saves
 from .config import StageConfig, parse_args, trainer_class
 from .data import Rows, load_hub, load_rows
-from .errors import ArtifactError, ConfigError, DataError, LaunchError
+from .errors import ArtifactError, DataError, LaunchError
 from .gates import Gate
 from .identity import stage_key
 from .launch import preflight
 from .launch.stop import stop_at_request
 from .logs import COMPLETIONS, METRICS, completions_writer, metrics_writer, say
+from .methods import METHODS
 from .models import template_sha256, tokenizer_sha256
 from .order import keep_order
-from .precision import decide, take_off_autocast
-from .settings import DataSettings
+from .parallel import extensions, fsdp, launched
+from .parallel.checkpoints import WRITTEN_BY, check_resumable, mark_whole
+from .precision import decide, describe_weights, take_off_autocast
+from .report.card import write_card
+from .settings import RECIPES, DataSettings
 from .zero import load_whole, make_whole
 
 MARKER = "stage.json"  # written when a run directory is taken: whose it is
@@ -59,6 +65,10 @@ class Stage:
 
     def __init__(self, config: StageConfig) -> None:
         self.config = config
+        shared = RECIPES[config.recipe].trainer is not None or config.recipe == "sample"
+        self.launch = launched.check_launch(config.recipe, trains=shared)
+        if self.launch.strategy.startswith("zero"):
+            extensions.use()
         self.run_dir = config.output_dir
         self.inputs = {role: Path(path) for role, path in config.inputs.items()}
         self.parents = {role: verify(path) for role, path in self.inputs.items()}
@@ -69,6 +79,7 @@ class Stage:
         self.gates: list[Gate] = []
         self.parameters: tuple[int, int] | None = None  # (trained, all), once there is a trainer
         self.lock: IO[str] | None = None
+        self.checkpoint: Path | None = None  # the one to go on from, once the processes have met
 
     @property
     def policy(self) -> Lineage | None:
@@ -112,26 +123,59 @@ class Stage:
 
     # Trainer
 
-    def trainer_args(self) -> Any:
-        """TRL's configuration object for this recipe, with precision decided and checkpoints in the run directory."""
-        values = decide(self.config.trainer_values())
+    def trainer_args(self, **changes: Any) -> Any:
+        """TRL's configuration object for this recipe, with precision decided and checkpoints in the run directory.
+
+        The processes of a launch meet here, and are what was asked for, or a LaunchError is raised: weights come later.
+        `changes` are values that follow from the data; the stage's configuration stays as it was given.
+        """
+        values = decide({**self.config.trainer_values(), **changes})
         values["output_dir"] = str(self.run_dir / CHECKPOINTS)
+        timeout_s = float(values.get("ddp_timeout") or 1800)
+        self._meet(timeout_s)
+        launched.start_process_group(timeout_s, on_cpu=values["use_cpu"])
         module, name = trainer_class(self.config.recipe)
         args = getattr(importlib.import_module(module), name)(**values)
+        launched.check_state(args, self.launch)
+        if self.launch.strategy == "fsdp2":
+            fsdp.allow_on_cpu()
         load_whole()
         return args
+
+    def _meet(self, timeout_s: float) -> None:
+        """All processes have one configuration, one data, one seed, and go on from one checkpoint."""
+        found = last_whole_checkpoint(self.run_dir / CHECKPOINTS) if self.is_main else None
+        prints = {name: data["fingerprint"] for name, data in self.data.items()}
+        everyone = launched.meet(
+            {
+                "launch": str(self.launch), "seed": self.config.values.get("seed"), "data": prints,
+                "versions": versions(), "key": self.key, "_checkpoint": str(found) if found else None,
+            },
+            timeout_s=timeout_s,
+        )  # fmt: skip
+        if everyone[0]["_checkpoint"]:
+            self.checkpoint = Path(everyone[0]["_checkpoint"])
+            if not self.checkpoint.is_dir():
+                raise LaunchError(
+                    f"output_dir: {self.checkpoint} is there for the first machine only; all of them must share the "
+                    "file system that output_dir is on"
+                )
+            check_resumable(self.checkpoint, self.launch)
 
     def announce(self, trainer: Any) -> None:
         """Print what the run amounts to, and refuse a disk that cannot take its checkpoints."""
         args = trainer.args
-        check_processes(trainer)
+        launched.check_trainer(trainer, self.launch)
+        launched.check_deepspeed_bf16(trainer, gate_checks.dtype_of(trained_model(trainer)))
         trained, total = self.parameters = count_parameters(trainer.model)
         work = trainer.describe_work() if hasattr(trainer, "describe_work") else describe_work(trainer)
         say(
-            f"{work}; {trained:,} of {total:,} parameters trained ({trained / total:.2%}); "
-            f"{'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}"
+            f"{work}; {METHODS[self.config.adapter.method].title}: {trained:,} of {total:,} parameters trained "
+            f"({trained / total:.2%}); {'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}; {self.launch}"
         )
         needed = 12 * trained * ((args.save_total_limit or 2) + 2)  # weights and two Adam moments a checkpoint, fp32
+        if not trainer.is_deepspeed_enabled and (note := describe_weights(trainer.model)):
+            say(f"note: {note}")
         free = shutil.disk_usage(self.run_dir).free
         if free < needed:
             raise LaunchError(
@@ -146,35 +190,35 @@ class Stage:
         """
         from transformers import PrinterCallback
 
+        from .parallel.order import share_order
+
         if trainer.args.train_sampling_strategy == "group_by_length":
             know_lengths(trainer)
-            keep_order(trainer, self.run_dir / CHECKPOINTS)
-        checkpoint = self._agreed_checkpoint()
+            if trainer.args.world_size == 1:
+                keep_order(trainer, self.run_dir / CHECKPOINTS)
+        checkpoint = self.checkpoint
         step = 0
         if checkpoint is not None:
             step = int(checkpoint.name.rpartition("-")[2])
             say(f"resuming from {checkpoint}")
         keep_all_that_is_trained(trainer)
+        share_order(trainer)
+        if self.launch.strategy == "fsdp2":
+            fsdp.choose_units(trainer)
         if self.config.adapter.method == "adalora":
             trainer.add_callback(allocation(trainer))
+            penalise(trainer)
         trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(launched.watch_wrapper(trainer, self.launch))
+        trainer.add_callback(mark_whole(self.launch))
         trainer.add_callback(metrics_writer(self.run_dir / METRICS, step))
         if hasattr(trainer, "collector"):
             trainer.add_callback(completions_writer(self.run_dir / COMPLETIONS, step, trainer.collector))
-        trainer.add_callback(mark_saves())
         trainer.add_callback(stop_at_request())
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         make_whole(trainer)
+        fsdp.make_whole(trainer)
         take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
-
-    def _agreed_checkpoint(self) -> Path | None:
-        """The checkpoint that the first process finds, on every process: file systems do not show all at once."""
-        import torch.distributed as dist
-
-        found = [last_whole_checkpoint(self.run_dir / CHECKPOINTS) if self.is_main else None]
-        if dist.is_initialized():
-            dist.broadcast_object_list(found, src=0)
-        return found[0]
 
     def last_logs(self, trainer: Any) -> dict[str, Any]:
         """The last value of each number that was logged."""
@@ -196,7 +240,7 @@ class Stage:
             options = {"selected_adapters": ["default"], "save_embedding_layers": False} if is_adapter else {}
             model.save_pretrained(str(partial), **options)
             tokenizer.save_pretrained(str(partial))
-            (partial / "README.md").unlink(missing_ok=True)
+            (partial / CARD).unlink(missing_ok=True)  # PEFT's own is a form to fill in; `close` writes one
             shutil.rmtree(self.run_dir / result, ignore_errors=True)
             partial.replace(self.run_dir / result)
         trainer.accelerator.wait_for_everyone()
@@ -244,7 +288,10 @@ class Stage:
             gates=[g.to_dict() for g in self.gates],
             cost=cost,
         )
-        write_lineage(self.run_dir, lineage, result)
+        lineage.files = hash_files(self.run_dir, result)
+        if kind in (ADAPTER, MODEL):
+            write_card(self.run_dir / result, lineage)
+        write_lineage(self.run_dir, lineage)
         shutil.rmtree(self.run_dir / CHECKPOINTS, ignore_errors=True)
         for gate in self.gates:
             say(f"gate {gate.name}: {gate.value:.4g} ({gate.accepted})")
@@ -281,27 +328,18 @@ def _given(config: StageConfig) -> dict[str, Any]:
 def describe_work(trainer: Any) -> str:
     """Global batch, steps and tokens of a trainer that goes through its rows."""
     args = trainer.args
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get another batch
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * copies
     per_epoch = max(1, -(-len(trainer.train_dataset) // batch))
     steps = args.max_steps if args.max_steps > 0 else round(per_epoch * args.num_train_epochs)
     tokens = round(count_tokens(trainer.train_dataset) * steps / per_epoch)
+    where = f"{copies} processes"
+    if hasattr(trainer, "layout"):
+        where = f"{copies} cop{'ies' if copies > 1 else 'y'} on {args.world_size} processes ({trainer.layout})"
     return (
         f"global batch {batch} = {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x "
-        f"{args.world_size} processes; {steps} steps; {tokens:,} tokens"
+        f"{where}; {steps} steps; {tokens:,} tokens"
     )
-
-
-def check_processes(trainer: Any) -> None:
-    """Refuse a run that is not the one that was launched. Raises LaunchError, or ConfigError."""
-    launched, found = int(os.environ.get("WORLD_SIZE", "1")), trainer.accelerator.num_processes
-    if found != launched:
-        raise LaunchError(
-            f"{launched} processes were launched, but each trains as one of {found}: see accelerate_configs/"
-        )
-    if trainer.is_deepspeed_enabled and trainer.args.bf16 and gate_checks.dtype_of(trained_model(trainer)) == "float32":
-        raise ConfigError(
-            "bf16: true under DeepSpeed rounds the weights themselves: set dtype: bfloat16, or bf16: false"
-        )
 
 
 def trained_model(trainer: Any) -> Any:
@@ -388,3 +426,22 @@ def lock(run_dir: Path, *, wait_s: float = 0) -> IO[str]:
                 continue
             raise LaunchError(f"output_dir: another process is training in {run_dir}; wait for it or end it") from error
         return file
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None.
+
+    One that a kill cut short lacks WRITTEN_BY, which comes last, or has a truncated tensor file, and is removed here.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in found:
+        try:
+            for file in (checkpoint / "trainer_state.json", checkpoint / WRITTEN_BY):
+                json.loads(file.read_text(encoding="utf-8"))
+            for file in checkpoint.rglob("*.safetensors"):
+                check_safetensors(file)
+        except (OSError, json.JSONDecodeError, ArtifactError):
+            shutil.rmtree(checkpoint)
+            continue
+        return checkpoint
+    return None

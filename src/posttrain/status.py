@@ -131,6 +131,8 @@ def _why_ended(
         )
     if info.state == "TIMEOUT":
         return f"its time limit, {info.time_limit}, was over before it could stop{again}", _tail(state / "job.log")
+    if info.exit_code == "0:53":
+        return f"Slurm could not open the job's log: do all nodes see {state}?", ()
     return f"exit code {info.exit_code}{again}", _tail(state / "job.log")
 
 

@@ -25,6 +25,23 @@ def is_split(parameter: Any) -> bool:
 
 
 @contextmanager
+def before_split() -> Iterator[None]:
+    """While a model that ZeRO-3 will split is still whole: TRL's head gathers what is split, and only that.
+
+    trl 1.16 asks every head for its ZeRO-3 status as soon as DeepSpeed is configured
+    (`trl/trainer/utils.py`, `maybe_gather_lm_head_ctx`); a reference model may be split already.
+    """
+    from trl.trainer import utils
+
+    gather = utils.maybe_gather_lm_head_ctx
+    utils.maybe_gather_lm_head_ctx = lambda *parameters: gather(*(p for p in parameters if is_split(p)))
+    try:
+        yield
+    finally:
+        utils.maybe_gather_lm_head_ctx = gather
+
+
+@contextmanager
 def whole(parameters: Iterable[Any], *, write: bool = False) -> Iterator[None]:
     """Gather these on every process, which must all come here. With `write`, the first process's are kept."""
     split = [p for p in parameters if is_split(p)]

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from conftest import WORDS, run_here, write_conll, write_jsonl
-from posttrain.checkpoints import is_whole
 from posttrain.errors import StoppedError
+from posttrain.parallel.checkpoints import WRITTEN_BY
 
 SMALL = [
     "--per_device_train_batch_size", "4", "--gradient_checkpointing", "false", "--adapter.r", "4", "--adapter.alpha",
@@ -57,7 +57,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(files, recipe, monkeypatch):
         with pytest.raises(StoppedError, match=f"stopped as asked, after step {step};"):
             run_here(recipe, *arguments[recipe], "--output_dir", cut)
         gc.collect()  # the stopped run's lock
-        assert is_whole(cut / "checkpoints" / f"checkpoint-{step}")
+        assert (cut / "checkpoints" / f"checkpoint-{step}" / WRITTEN_BY).is_file()
         assert not (cut / "lineage.json").exists()
     run_here(recipe, *arguments[recipe], "--output_dir", cut)  # the next step is the last: there is nothing to stop
     (folder / "stop").unlink()

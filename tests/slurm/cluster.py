@@ -57,6 +57,7 @@ class Cluster:
         self.folder, self.cpus = folder, cpus
         self.nodes = [f"n{i}" for i in range(1, nodes + 1)]
         self.conf = folder / "slurm.conf"
+        self.shared = folder / "shared"  # what is mounted below it, a small disk say, the nodes see too
         self.env = {"SLURM_CONF": str(self.conf)}
 
     def __enter__(self) -> "Cluster":
@@ -74,8 +75,10 @@ class Cluster:
 
     def start(self) -> None:
         self.stop()  # what a killed run left
-        for name in ("log", "state", "run", "spool", "tmp", "dev"):
+        for name in ("log", "state", "run", "spool", "tmp", "dev", "shared"):
             (self.folder / name).mkdir(parents=True)
+        run("mount", "--bind", str(self.shared), str(self.shared))
+        run("mount", "--make-shared", str(self.shared))
         self._write_configuration()
         run("ip", "link", "add", BRIDGE, "type", "bridge")
         run("ip", "addr", "add", f"{CONTROLLER}/24", "dev", BRIDGE)
@@ -156,7 +159,6 @@ PartitionName=members Nodes=ALL AllowAccounts=lab State=UP
             f"hostname {node} && mount --bind {self.folder}/hosts /etc/hosts && "
             f"mount --bind {self.folder}/tmp/{node} /var/tmp && exec slurmd -f {self.conf} -N {node}"
         )
-        # What is mounted later (a small disk) is to be seen on the nodes too.
         namespaces = (
             "nsenter",
             f"--net=/run/netns/{PREFIX}{node}",
@@ -181,6 +183,7 @@ PartitionName=members Nodes=ALL AllowAccounts=lab State=UP
                 if name in Path(f"/proc/{pid}/cmdline").read_text():
                     self.kill([pid])
         run("ip", "link", "del", BRIDGE, check=False)
+        run("umount", "--lazy", "--recursive", str(self.shared), check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # What tests look at and do

@@ -32,8 +32,8 @@ def statuses(chain):
 
 
 @pytest.fixture
-def disk(tmp_path):
-    folder = tmp_path / "disk"
+def disk(cluster):
+    folder = cluster.shared / "disk"
     folder.mkdir()
 
     def resize(size):

@@ -1,6 +1,7 @@
 """AdaLoRA's schedule (Zhang et al., 2023): it begins when training does, and moves after every optimizer step.
 
-PEFT leaves the call to the training loop. Without it every rank is kept: LoRA with another parametrisation.
+PEFT leaves the call to the training loop. Without it every rank is kept: LoRA with another parametrisation. The penalty
+that keeps both factors near orthogonal would be in a tagger's loss alone (`penalise`).
 """
 
 from typing import Any
@@ -31,3 +32,46 @@ def allocation(trainer: Any) -> Any:
             return trainer.accelerator.unwrap_model(model)
 
     return Allocation()
+
+
+def penalise(trainer: Any) -> None:
+    """Add AdaLoRA's penalty to `trainer`'s loss while it trains, once, whatever that loss is made from.
+
+    PEFT adds it to the loss that a model returns, and so to a tagger's alone: DPO's and a reward model's are made from
+    its outputs, and TRL's fused head calls past PEFT. So PEFT's own is weighed with 0.
+    """
+    import torch
+
+    computed = trainer.compute_loss
+
+    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        adapted = trainer.accelerator.unwrap_model(model)
+        config = adapted.peft_config["default"]
+        weight, config.orth_reg_weight = config.orth_reg_weight, 0.0
+        try:
+            loss, outputs = computed(model, inputs, return_outputs=True, **kwargs)
+        finally:
+            config.orth_reg_weight = weight
+        if model.training:
+            with torch.autocast(loss.device.type, enabled=False):
+                penalty = weight * distance_from_orthogonal(adapted)
+            # A loss over a whole step's tokens is a sum of its micro-batches' shares; another one is averaged later.
+            is_share = trainer.compute_loss_func is not None or (
+                trainer.model_accepts_loss_kwargs and kwargs.get("num_items_in_batch") is not None
+            )
+            loss = loss + (penalty / trainer.current_gradient_accumulation_steps if is_share else penalty)
+        return (loss, outputs) if return_outputs else loss
+
+    trainer.compute_loss = compute_loss
+
+
+def distance_from_orthogonal(model: Any) -> Any:
+    """The mean of |P'P - I| and |QQ' - I| over all layers (Frobenius norms), a scalar, as in PEFT 0.21."""
+    import torch
+
+    norms = []
+    for name, p in model.named_parameters():
+        if name.endswith(("lora_A.default", "lora_B.default")):
+            product = p @ p.T if "lora_A" in name else p.T @ p
+            norms.append(torch.linalg.norm(product - torch.eye(len(product), device=p.device)))
+    return torch.stack(norms).mean()

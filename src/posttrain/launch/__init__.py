@@ -11,10 +11,21 @@ stop.py          a run that is asked to stop saves a checkpoint, on all ranks at
 from .accelerate import (
     ROOT,
     accelerate_config,
+    accelerate_environment,
     build_command,
+    check_config,
     die_with_parent,
     environment,
     recipe_path,
 )
 
-__all__ = ["ROOT", "accelerate_config", "build_command", "die_with_parent", "environment", "recipe_path"]
+__all__ = [
+    "ROOT",
+    "accelerate_config",
+    "accelerate_environment",
+    "build_command",
+    "check_config",
+    "die_with_parent",
+    "environment",
+    "recipe_path",
+]

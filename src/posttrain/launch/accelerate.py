@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ..config import read_yaml
 from ..errors import LaunchError
+from ..parallel import extensions
+from ..parallel.launched import MEETING_S
 
 ROOT = Path(__file__).resolve().parents[3]  # the checkout: recipes/ and accelerate_configs/ stand beside src/
-EXTENSIONS = Path(sys.prefix) / "torch_extensions"
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -34,13 +35,30 @@ def accelerate_config(name: str | None, beside: Path) -> Path:
     for candidate in (beside / name, Path(name), ROOT / "accelerate_configs" / name):
         if candidate.is_file():
             return candidate
-    known = ", ".join(sorted(p.name for p in (ROOT / "accelerate_configs").glob("*.yaml")))
-    raise LaunchError(f"launch.accelerate_config: {name} does not exist; in accelerate_configs/: {known}")
+    raise LaunchError(f"launch.accelerate_config: {name} does not exist; in accelerate_configs/: {known_configs()}")
+
+
+def known_configs() -> str:
+    return ", ".join(sorted(p.name for p in (ROOT / "accelerate_configs").glob("*.yaml")))
+
+
+def check_config(file: Path) -> None:
+    """Refuse a configuration for which accelerate starts fewer processes than it says. Raises LaunchError."""
+    config = read_yaml(file)
+    kind, processes = str(config.get("distributed_type", "NO")), int(config.get("num_processes") or 1)
+    alone = kind in ("NO", "False", "MULTI_CPU")
+    if kind == "MULTI_CPU" or (alone and processes > 1):
+        raise LaunchError(
+            f"{file}: accelerate starts one process for distributed_type: {kind}, and num_processes is {processes}; "
+            f"use MULTI_GPU, on CPUs too, as ddp.yaml does. In accelerate_configs/: {known_configs()}"
+        )
 
 
 def build_command(recipe: str, arguments: Sequence[str], config_file: Path) -> list[str]:
     """`accelerate launch --config_file F recipes/R.py ARGUMENTS`."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file)]
+    if int(read_yaml(config_file).get("num_machines") or 1) > 1:
+        launcher += ["--rdzv_conf", f"timeout={MEETING_S}"]  # torch would wait ten minutes for an absent machine
     return [*launcher, str(recipe_path(recipe)), *arguments]
 
 
@@ -54,10 +72,31 @@ def environment(config_file: Path) -> dict[str, str]:
     processes = int(read_yaml(config_file).get("num_processes") or 1)
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    if EXTENSIONS.is_dir():
-        defaults["TORCH_EXTENSIONS_DIR"] = str(EXTENSIONS)
+    if extensions.FOLDER.is_dir():
+        defaults["TORCH_EXTENSIONS_DIR"] = str(extensions.FOLDER)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {**defaults, **os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def accelerate_environment(config_file: Path) -> dict[str, str]:
+    """What accelerate itself puts into the environment of each of several processes for a configuration; no ranks.
+
+    For a process that is to be several launches one after the other: a benchmark, a sweep of tests.
+    """
+    from unittest import mock
+
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    parsed = launch_command_parser().parse_args(["--config_file", str(config_file), "script.py"])
+    args, defaults, _ = _validate_launch_command(parsed)
+    with mock.patch.dict(os.environ, clear=True):
+        if args.use_deepspeed:
+            args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+            made = prepare_deepspeed_cmd_env(args)[1]
+        else:
+            made = prepare_multi_gpu_env(args)
+    return {k: v for k, v in made.items() if k.startswith(("ACCELERATE_", "FSDP_"))}
 
 
 def die_with_parent() -> None:

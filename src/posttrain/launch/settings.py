@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 
 from ..config import check_value, read_yaml
 from ..errors import ConfigError
-from .accelerate import accelerate_config
+from .accelerate import accelerate_config, check_config
 
 KEYS = ("accelerate_config", "slurm")
 _PROCESS_PER_GPU = {"MULTI_GPU", "DEEPSPEED", "FSDP"}  # what torchrun starts on several nodes
@@ -92,7 +92,9 @@ def read_launch(document: Any, where: str, *, beside: Path, default: LaunchSetti
         slurm = _read_slurm(raw["slurm"], f"{where}.slurm", slurm or SlurmSettings())
     name = raw.get("accelerate_config")
     if name is not None:
-        return LaunchSettings(accelerate_config(str(name), beside), slurm)
+        config = accelerate_config(str(name), beside)
+        check_config(config)
+        return LaunchSettings(config, slurm)
     if default is not None and default.named:
         return LaunchSettings(default.accelerate_config, slurm)
     if slurm is not None:  # not this machine's GPUs: the nodes'

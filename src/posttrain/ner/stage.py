@@ -18,7 +18,8 @@ from ..settings import NerDataSettings, NerSettings
 from ..stage import Stage, trained_model
 from .alignment import IGNORED, Encoded, check_tokenizer, encode, predict, probe_logits
 from .metrics import as_lines, entity_scores, mistakes
-from .reading import Sentences, check_against_train, load_hub_sentences, load_sentences
+from .reading import check_against_train, load_hub_sentences, load_sentences
+from .sentences import Sentences
 
 PROBE_TOKENS = 48
 KEYS = ("train_file", "validation_file", "test_file")
@@ -67,7 +68,7 @@ def _load(stage: Stage, key: str) -> Sentences | None:
 def trainer_args(stage: Stage, validation: Sentences | None) -> Any:
     """transformers' TrainingArguments; without validation sentences there is nothing to evaluate on while training."""
     if validation is None and stage.config.values["eval_strategy"] == "epoch":
-        stage.config.values["eval_strategy"] = "no"  # type: ignore[index]
+        return stage.trainer_args(eval_strategy="no")
     return stage.trainer_args()
 
 

@@ -12,7 +12,7 @@ from ..errors import ArtifactError, DataError
 from ..models import check_base, load_tokenizer
 from ..settings import ModelSettings
 from .alignment import check_tokenizer, encode, predict
-from .reading import split_words
+from .rows import split_words
 from .tags import recognise_scheme, spans, to_bio
 
 MAX_LENGTH, OVERLAP = 256, 32  # of a plain model, whose training is not on record

@@ -1,0 +1,54 @@
+"""Who wrote a checkpoint, and who may go on from it.
+
+    written_by.json    processes and strategy, written by the main process when every process has written its part
+
+transformers writes `trainer_state.json` last, but on the main process only: under DeepSpeed and FSDP another one may
+still be at its share. Such a checkpoint has no written_by.json, and is not resumed from.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import write_atomically
+from ..errors import LaunchError
+from .launched import Launch
+
+WRITTEN_BY = "written_by.json"
+
+
+def mark_whole(launch: Launch) -> Any:
+    """A callback that writes WRITTEN_BY into each checkpoint, once all processes have written theirs."""
+    from transformers import TrainerCallback
+
+    class Mark(TrainerCallback):  # type: ignore[misc]
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if launch.processes > 1:
+                import torch.distributed as dist
+
+                dist.barrier()
+            if state.is_world_process_zero:
+                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                write_atomically(folder / WRITTEN_BY, json.dumps(launch.to_dict()) + "\n")
+
+    return Mark()
+
+
+def check_resumable(checkpoint: Path, launch: Launch) -> None:
+    """Refuse a checkpoint of another layout. Raises LaunchError.
+
+    With another number of processes a step would be over another number of rows; another strategy keeps weights and
+    optimizer in other files. Where the optimizer's state lives (offload) makes no difference to the files.
+    """
+    wrote = Launch(**json.loads((checkpoint / WRITTEN_BY).read_text(encoding="utf-8")))
+    if (wrote.processes, wrote.strategy) == (launch.processes, launch.strategy):
+        return
+    why = (
+        "a step would be over another number of rows"
+        if wrote.processes != launch.processes
+        else "weights and optimizer are laid out in another way"
+    )
+    raise LaunchError(
+        f"{checkpoint} was written by {wrote}, and this is {launch}: {why}. Launch it as it was, or choose another "
+        "output_dir to begin anew"
+    )

@@ -1,0 +1,43 @@
+"""Rows sorted into batches of like length, in one order for all processes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+
+class OneOrder(LengthGroupedSampler):  # type: ignore[misc]
+    """Another order in each epoch, and the same one on every process: by `seed` and epoch, and nothing else.
+
+    transformers 5.23 draws the order from each process's own random state. Dropout on rows of other lengths moves that
+    on by another number of draws, and from the second epoch on processes share rows and leave others out.
+    `batch_size` is that of all processes together, so that the order does not depend on how many there are.
+    """
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], *, seed: int) -> None:
+        super().__init__(batch_size, lengths=list(lengths))
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        rows: Iterator[int] = super().__iter__()
+        return rows
+
+
+def share_order(trainer: Any) -> None:
+    """Give a trainer that sorts by length OneOrder, where there are several processes. One keeps transformers' own."""
+    args = trainer.args
+    if args.world_size == 1 or args.train_sampling_strategy != "group_by_length":
+        return
+    own = trainer._get_train_sampler
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    seed = args.seed if args.data_seed is None else args.data_seed
+
+    def sampler(dataset: Any = None) -> Any:
+        return OneOrder(batch, own(dataset).lengths, seed=seed)
+
+    trainer._get_train_sampler = sampler

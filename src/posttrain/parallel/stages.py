@@ -1,0 +1,74 @@
+"""Pipeline stages: a model whose layers are on several processes, in order.
+
+Every process keeps the model's tree, so that names stay those of the whole model. What another stage has is put aside
+without memory, and a module that passes its input on stands in its place. Tied embeddings are on both ends.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .mesh import Mesh
+from .tensor import language_model
+
+
+class PassOn(nn.Module):
+    """Stands where another stage has a layer."""
+
+    def forward(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        return hidden
+
+
+def owner_of(name: str, mesh: Mesh, layers: int) -> int:
+    """The stage that answers for a parameter or module, by its name in the whole model."""
+    layer = re.search(r"(?:^|\.)layers\.(\d+)(?:\.|$)", name)
+    if layer:
+        return mesh.stage_of(int(layer[1]), layers)
+    return 0 if "embed_tokens" in name else mesh.layout.pipeline - 1
+
+
+class Cut:
+    """A model that is cut into stages, in place; `mend` makes it whole again."""
+
+    def __init__(self, model: Any, mesh: Mesh) -> None:
+        self.mesh, self.base = mesh, language_model(model)
+        self.layers = self.base.config.num_hidden_layers
+        self.aside: dict[str, nn.Module] = {}
+        for name in list(self._parts()):
+            if not self._is_here(name):
+                parent, _, own = name.rpartition(".")
+                self.aside[name] = self.base.get_submodule(name).to("meta")
+                setattr(self.base.get_submodule(parent), own, PassOn())
+
+    def _parts(self) -> Iterator[str]:
+        """Names of what stages share out, in the order of the forward pass."""
+        trunk = self.base.base_model_prefix
+        yield f"{trunk}.embed_tokens"
+        for layer in range(self.layers):
+            yield f"{trunk}.layers.{layer}"
+        yield f"{trunk}.norm"
+        yield "lm_head"
+
+    def _is_here(self, name: str) -> bool:
+        tied_end = self.base.config.tie_word_embeddings and name.endswith("embed_tokens") and self.mesh.is_last
+        return owner_of(name, self.mesh, self.layers) == self.mesh.stage or tied_end
+
+    def mend(self) -> None:
+        """Every stage gets what the others have. Every process of the pipeline comes here."""
+        for name in self._parts():
+            parent, _, own = name.rpartition(".")
+            if name in self.aside:
+                back = self.aside.pop(name).to_empty(device=self.mesh.device)
+                setattr(self.base.get_submodule(parent), own, back)
+        if self.base.config.tie_word_embeddings:
+            self.base.get_output_embeddings().weight = self.base.get_input_embeddings().weight
+        for name, tensor in (*self.base.named_parameters(), *self.base.named_buffers()):
+            if ".rotary_emb." not in name:  # every stage computes these
+                owner = owner_of(name, self.mesh, self.layers)
+                with torch.no_grad():
+                    dist.broadcast(tensor.data, group_src=owner, group=self.mesh.pipeline)
+        self.base.train(self.base.training)

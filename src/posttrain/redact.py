@@ -1,0 +1,65 @@
+"""Text for others to read, in reports and model cards: without secrets, and without signs that a page cannot hold.
+
+A value is one by the name of its key, by its look, or because this process' environment holds it under such a name.
+Token ids and special tokens (`pad_token`, `max_new_tokens`) are none. Imports no torch.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "[redacted]"
+_NAME = (
+    r"(?:[a-z0-9]+[_-])*(?:hub[_-]token|access[_-]token|auth[_-]token|api[_-]token|hf[_-]token|api[_-]?key|"
+    r"access[_-]key(?:[_-]id)?|secret(?:[_-]key)?|private[_-]key|password|passwd|credentials?|authorization)"
+)
+_KEY = re.compile(rf"^{_NAME}$", re.IGNORECASE)
+_ASSIGNED = re.compile(
+    rf"(?i)(?<![\w-])({_NAME}[\"']?\s*[:=]\s*|--{_NAME}[ =])(?!null\b|none\b)"
+    r"(\"[^\"]*\"|'[^']*'|(?:(?:bearer|basic)\s+)?\S+)"
+)
+_LOOKS = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|"
+    r"glpat-[\w-]{16,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,})"
+    r"|(?<=://)[^\s/:@]+:[^\s/@]+(?=@)|(?<=\bBearer )[\w.~+/=-]{8,}"
+)
+_ENVIRONMENT = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)(?:_ID)?$", re.IGNORECASE)
+
+
+def is_secret_key(key: str) -> bool:
+    """Whether a configuration key names a secret; of a dotted key, its last word counts."""
+    return _KEY.match(key.rpartition(".")[2]) is not None
+
+
+def redact(text: str) -> str:
+    """`text` without what looks like a secret, and without the secrets of this process' environment."""
+    for value in _environment_secrets():
+        text = text.replace(value, HIDDEN)
+    return _LOOKS.sub(HIDDEN, _ASSIGNED.sub(rf"\g<1>{HIDDEN}", text))
+
+
+def redact_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the values of secret keys replaced, in nested mappings too."""
+    return {
+        key: redact_values(value) if isinstance(value, Mapping)
+        else HIDDEN if value not in (None, "", False) and is_secret_key(str(key))
+        else value
+        for key, value in mapping.items()
+    }  # fmt: skip
+
+
+_CONTROLS = {n: 0x2400 + n for n in range(32) if n not in (9, 10)} | {0x7F: 0x2421}
+_CONTROLS |= {n: 0xFFFD for n in (*range(0x80, 0xA0), *range(0xD800, 0xE000), *range(0xFDD0, 0xFDF0))}
+_CONTROLS |= {plane * 0x10000 + end: 0xFFFD for plane in range(17) for end in (0xFFFE, 0xFFFF)}
+
+
+def clean(text: str) -> str:
+    """`text` without secrets, and with signs for what neither HTML nor XML may hold: controls, half surrogates."""
+    return redact(text).translate(_CONTROLS)
+
+
+def _environment_secrets() -> list[str]:
+    """Longest first, so that no rest of a longer one is left. Short ones are words that a text may have anyway."""
+    found = {value for name, value in os.environ.items() if _ENVIRONMENT.search(name) and len(value) >= 8}
+    return sorted(found, key=len, reverse=True)

@@ -1,0 +1,1 @@
+"""A chain as one HTML page, and a model card beside every result."""

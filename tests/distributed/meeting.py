@@ -1,0 +1,29 @@
+"""Two bare processes that meet, differ, and miss each other: no launcher, no model. Prints what each one sees."""
+
+import os
+import sys
+import time
+
+from posttrain.errors import LaunchError
+from posttrain.parallel.launched import meet
+
+rank = int(os.environ["RANK"])
+
+
+def say(text: str) -> None:
+    print(f"rank {rank}: {text}", flush=True)
+
+
+say(f"met {[facts['_who'] for facts in meet({'seed': 1, '_who': rank}, timeout_s=30)]}")
+try:
+    meet({"seed": rank}, timeout_s=30)
+except LaunchError as error:
+    say(" ".join(str(error).split()))
+if rank == 1:
+    time.sleep(4)  # the store lives in rank 0
+    sys.exit()
+begun = time.monotonic()
+try:
+    meet({"seed": 1}, timeout_s=2)
+except LaunchError as error:
+    say(f"{error}; after {time.monotonic() - begun:.0f} s")

@@ -1,0 +1,34 @@
+"""A recipe on several processes, one of which goes wrong: `rank_that.py dies|differs|stands RECIPE ARGUMENTS`.
+
+dies       rank 1 is killed (SIGKILL) inside its third step
+differs    rank 1 has another seed
+"""
+
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    how, recipe, *arguments = sys.argv[1:]
+    sys.argv = [recipe, *arguments]
+    if os.environ["RANK"] == "1" and how == "differs":
+        sys.argv += ["--seed", "7"]
+    if os.environ["RANK"] == "1" and how == "dies":
+        from transformers import Trainer
+
+        step = Trainer.training_step
+
+        def dying(trainer, *args, **options):
+            if trainer.state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(trainer, *args, **options)
+
+        Trainer.training_step = dying
+    runpy.run_path(str(Path(__file__).parents[2] / "recipes" / f"{recipe}.py"), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

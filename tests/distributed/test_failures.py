@@ -1,0 +1,138 @@
+"""What goes wrong between processes is named on each of them, within a minute, and the last checkpoint is whole."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import ROOT, WORDS, make_tiny_model, run_here, write_jsonl
+from distributed.cells import arguments
+from distributed.test_strategies import distance
+from posttrain.launch import environment
+from posttrain.stage import last_whole_checkpoint
+
+pytestmark = pytest.mark.distributed
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    make_tiny_model(folder / "tiny")
+    write_jsonl(folder / "train.jsonl", [{"prompt": f"{w[1:]} ->", "completion": f" {w}"} for w in WORDS])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(files, tmp_path_factory):
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("one")
+    run_here("sft", *arguments("sft", "lora", files, out / "run", 1))
+    return out / "run"
+
+
+def config_file(name: str) -> Path:
+    return ROOT / "accelerate_configs" / f"{name}.yaml"
+
+
+def launch(config: Path, *words, flags=()) -> subprocess.CompletedProcess:
+    command = [*LAUNCH, config, *flags, *words]
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=280, env=environment(config)
+    )  # fmt: skip
+
+
+def errors(done) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith(("LaunchError", "ConfigError"))]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.parametrize("config", ["ddp", "zero3"])
+def test_a_rank_that_is_killed(files, one, tmp_path, config):
+    """The other one says so, and the launch is over; the same command goes on from the checkpoint, and ends as one."""
+    words = arguments("sft", "lora", files, tmp_path / "run", 2)
+    begun = time.monotonic()
+    done = launch(config_file(config), Path(__file__).with_name("rank_that.py"), "dies", "sft", *words)
+    assert done.returncode != 0
+    died = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime  # the second step's line: rank 1 dies after it
+    assert time.time() - died < 60, time.monotonic() - begun
+    assert any("rank 0 of 2" in line for line in errors(done)), done.stderr[-3000:]
+    assert last_whole_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-2"
+
+    done = launch(config_file(config), ROOT / "recipes" / "sft.py", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resuming from" in done.stdout and "step 1/3" not in done.stdout
+    assert distance(tmp_path / "run", one, "lora") < 1e-5
+
+
+def test_a_rank_that_differs(files, tmp_path):
+    """Another seed on one of them: each one names both, before weights are read."""
+    words = arguments("sft", "lora", files, tmp_path / "run", 2)
+    done = launch(config_file("ddp"), Path(__file__).with_name("rank_that.py"), "differs", "sft", *words)
+    assert done.returncode != 0
+    assert len([e for e in errors(done) if "about to do different things" in e]) == 2, done.stderr[-3000:]
+    assert "seed: 42 on rank 0" in done.stderr and "7 on rank 1" in done.stderr
+    assert "Loading weights" not in done.stderr
+
+
+def test_two_bare_processes_meet_differ_and_miss_each_other(tmp_path):
+    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, str(Path(__file__).with_name("meeting.py"))]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**env, "RANK": rank}) for rank in ("0", "1")
+    ]
+    out = [process.communicate(timeout=200)[0] for process in both]
+    for rank in (0, 1):
+        assert f"rank {rank}: met [0, 1]" in out[rank]
+        assert "seed: 0 on rank 0" in out[rank] and "1 on rank 1" in out[rank]
+    assert "rank 1 did not come within 2 s of rank 0" in out[0]
+    assert int(out[0].rpartition("after ")[2].split()[0]) <= 4
+
+
+def test_a_machine_that_finds_nobody(files, tmp_path):
+    """multinode.yaml on the second machine, and no first one: over after the time that was given, and named."""
+    words = arguments("sft", "lora", files, tmp_path / "run", 2)
+    flags = ["--machine_rank", 1, "--num_processes", 2, "--main_process_port", free_port(), "--rdzv_conf", "timeout=3"]
+    begun = time.monotonic()
+    done = launch(config_file("multinode"), ROOT / "recipes" / "sft.py", *words, flags=flags)
+    assert done.returncode != 0 and time.monotonic() - begun < 60
+    assert "DistNetworkError" in done.stderr and "timed out" in done.stderr
+
+
+def test_two_launchers_make_one_run(files, one, tmp_path):
+    """multinode.yaml as it stands, one launcher for each of two machines, here both on this one."""
+    words = list(map(str, arguments("sft", "lora", files, tmp_path / "run", 2)))
+    flags = ["--num_processes", "2", "--main_process_port", str(free_port()), "--rdzv_conf", "timeout=60"]
+    file = config_file("multinode")
+    two = [
+        subprocess.Popen(
+            [*LAUNCH, str(file), "--machine_rank", rank, *flags, str(ROOT / "recipes" / "sft.py"), *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(file),
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    out = [process.communicate(timeout=280) for process in two]
+    assert [process.returncode for process in two] == [0, 0], out
+    assert "ddp on 2 processes" in out[0][0] and "complete" in out[0][0] and "complete" not in out[1][0]
+    assert distance(tmp_path / "run", one, "lora") < 1e-5
+
+
+def test_one_process_of_two_is_refused(files, tmp_path):
+    """accelerate starts one process for MULTI_CPU, whatever its num_processes, and would end with success."""
+    config = yaml.safe_load(config_file("ddp").read_text()) | {"distributed_type": "MULTI_CPU", "use_cpu": True}
+    file = tmp_path / "cpu2.yaml"
+    file.write_text(yaml.safe_dump(config))
+    done = launch(file, ROOT / "recipes" / "sft.py", *arguments("sft", "lora", files, tmp_path / "run", 2))
+    assert done.returncode != 0 and "asks for several processes, and accelerate started one" in done.stderr
+    assert not (tmp_path / "run").exists()
