@@ -3,8 +3,8 @@
     python benchmarks/submit.py --rounds 3
 
 On a two-node Slurm cluster of this machine (tests/slurm/cluster.py: root, Slurm's packages), a tiny model, two ranks,
-in turn, in one run. Both begin with a command and end with the first logged step; the bare script has no lineage, checks
-or requeue. Wall time is seconds from the command on; CPU time is what all processes of the job have used on both nodes
+in turn, in one run. Both begin with a command and end with the first logged step; the bare script has no checks
+nor requeue. Wall time is seconds from the command on; CPU time is what all processes of the job have used on both nodes
 until then, which other work on the machine changes little.
 """
 
