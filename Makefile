@@ -23,7 +23,7 @@ $(CORE): pyproject.toml constraints.txt
 	@touch $(CORE)
 
 $(DEV): $(CORE)
-	@$(INSTALL) --editable '.[demo,dev,bitsandbytes]'
+	@$(INSTALL) --editable '.[demo,dev,bitsandbytes,wandb]'
 	@$(MAKE) --no-print-directory extensions
 	@touch $(DEV)
 

@@ -118,7 +118,7 @@ def figures(run: Run) -> dict[str, Any] | None:
         return None
     lineage = read_lineage(run.folder)
     logs = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [r for r in logs if "loss" in r]
+    steps = [r for r in logs if "train/loss" in r]
     weights = [p for p in (run.folder / lineage.kind).glob("*.safetensors")]
     m = lineage.metrics
     quality = m["after"]["greedy_exact"] if run.task == "sft" else m["f1"]

@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "POSTTRAIN_TEST_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # equality in fp32 is what most tests are about; tests/gpu is for the rest
+os.environ.setdefault("POSTTRAIN_REPORT_TO", "none")  # tests/tracking says what it reports to
 
 import json
 import string

@@ -1,8 +1,10 @@
-"""The records of a run that was cut off and resumed."""
+"""The record of a stage: its names, and what a resume drops."""
 
 import json
 
-from posttrain.logs import drop_lines_after
+import pytest
+
+from posttrain.logs import COMPLETIONS, METRICS, Record, drop_lines_after, metric_name, read_records
 
 
 def test_log_lines_past_the_checkpoint_are_dropped(tmp_path):
@@ -10,3 +12,29 @@ def test_log_lines_past_the_checkpoint_are_dropped(tmp_path):
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3, 4)) + '{"step": 5, "lo')
     drop_lines_after(path, 2)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_record_that_goes_on_has_each_step_once(tmp_path):
+    record = Record(tmp_path)
+    for step in (1, 2, 3):
+        record.log({"train/loss": 1 / step}, step, max_steps=4)
+        record.log_completions([{"completion": "é", "score": step}], step)
+    record.resume(2)
+    record.log({"train/loss": 0.5}, 3)
+    assert [r["step"] for r in read_records(tmp_path / METRICS)] == [1, 2, 3]
+    assert [(r["step"], r["completion"]) for r in read_records(tmp_path / COMPLETIONS)] == [(1, "é"), (2, "é")]
+    assert list(read_records(tmp_path / "none.jsonl")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["loss", "eval_loss", "rewards/margins", "objective/kl", "train_runtime", "eval_rewards/x"]
+)
+def test_names_are_those_of_transformers_own_dashboards(name):
+    from transformers.integrations.integration_utils import rewrite_logs
+
+    assert [metric_name(name)] == list(rewrite_logs({name: 1.0}))
+
+
+@pytest.mark.parametrize("name", ["time/forward", "perf/mfu", "memory/rss_gib", "final/after/rows", "train/loss"])
+def test_a_name_that_says_what_it_is_of_stays(name):
+    assert metric_name(name) == name

@@ -32,6 +32,7 @@ from .identity import stage_key
 from .launch import build_command, die_with_parent, environment
 from .launch.settings import LaunchSettings, read_launch
 from .methods import check_takeover
+from .redact import redact_values
 from .settings import RECIPES
 from .terminal import Lines
 
@@ -209,7 +210,7 @@ def _plan_stage(chain: Chain, stage: ChainStage, key: str, earlier: Mapping[str,
 
 def _changes(lineage: Lineage, stage: ChainStage, key: str) -> list[str]:
     """In words, why a finished stage's key is not today's."""
-    then, now = _flatten(lineage.config), _flatten(stage.config.to_dict())
+    then, now = _flatten(lineage.config), _flatten(redact_values(stage.config.to_dict()))
     changed = [
         f"{k}: {then.get(k)!r} -> {now.get(k)!r}"
         for k in now

@@ -67,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, metavar="FILE", help="report.html in the chain's directory by default")
     command.set_defaults(command=_report)
 
+    command = commands.add_parser("dashboard", help="a chain's page on this machine, or its workspace on W&B")
+    command.add_argument("path", type=Path, help="a chain's YAML file, its output directory, or a run directory")
+    command.add_argument("--push", action="store_true", help="save the workspace of a chain's file on W&B instead")
+    command.add_argument("--port", type=int, help="of the page; the first free one from 7860 on")
+    command.add_argument("--no-browser", action="store_true", help="print the page's address, open nothing")
+    command.set_defaults(command=_dashboard)
+
     command = commands.add_parser("merge", help="write a run's adapter into its base: a plain model")
     command.add_argument("directory", type=Path, help="a training stage's run directory")
     command.add_argument("output", type=Path, help="a new folder for the model")
@@ -136,6 +143,16 @@ def _report(arguments: argparse.Namespace) -> None:
 
     path = write_report(read_chain(arguments.chain), arguments.output)
     print(f"{path}  {path.stat().st_size / 1000:,.0f} kB")
+
+
+def _dashboard(arguments: argparse.Namespace) -> None:
+    from .chain import read_chain
+    from .tracking import dashboard
+
+    if arguments.push:
+        print(dashboard.push(read_chain(arguments.path)))
+    else:
+        dashboard.show(arguments.path, port=arguments.port, open_browser=not arguments.no_browser)
 
 
 def _merge(arguments: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ import yaml
 from .errors import ConfigError
 from .methods import COMMAND_LINE, settle
 from .parallel.layout import check_settings
+from .redact import redact_values
 from .schema import coerce, describe, fields_of
 from .settings import RECIPES, TRAINER_RANGES, UNKEYED, AdapterSettings, GateSettings, Recipe
 
@@ -75,7 +76,9 @@ class StageConfig:
         return {"recipe": self.recipe, **kept}
 
     def write(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump({"recipe": self.recipe, **self.to_dict()}, sort_keys=False), encoding="utf-8")
+        """As one YAML file, less secrets: it lies beside results that are given away."""
+        document = redact_values({"recipe": self.recipe, **self.to_dict()})
+        path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
 
 def trainer_class(recipe: str) -> tuple[str, str]:

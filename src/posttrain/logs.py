@@ -1,32 +1,23 @@
-"""What a stage writes while it trains, as JSON lines and as lines for people.
+"""A stage's own record, as JSON lines, and lines for people.
 
-    metrics.jsonl        the numbers of each log
+    metrics.jsonl        the numbers of each log, under the names of the dashboards: train/loss, eval/loss, time/forward
     completions.jsonl    what the policy answered, and how it was scored, where a trainer draws
+    alerts.jsonl         what went wrong, when it began
 
 Each line has its step. After a resume the lines past the checkpoint are dropped: they are about to be made again.
 """
 
 import json
 import os
-import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .artifacts import write_atomically
-from .evaluation import text_of
 
-METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
-# What a line of progress shows of a log.
-SHOWN = (
-    "loss",
-    "eval_loss",
-    "eval_f1",
-    "accuracy",
-    "rewards/margins",
-    "objective/scores",
-    "objective/kl",
-    "objective/entropy",
-)
+METRICS, COMPLETIONS, ALERTS = "metrics.jsonl", "completions.jsonl", "alerts.jsonl"
+# Names that say themselves what they are of.
+_OWN = ("train/", "eval/", "time/", "perf/", "memory/", "energy/", "final/")
 
 
 def say(text: str) -> None:
@@ -35,75 +26,59 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def metric_name(name: str) -> str:
+    """A trainer's name for a number as dashboards have it: transformers' own rule, `eval_loss` is `eval/loss`."""
+    if name.startswith(_OWN):
+        return name
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+
+
+class Record:
+    """The files of one run directory, open for more."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def resume(self, step: int) -> None:
+        """Forget what came after `step`."""
+        for name in (METRICS, COMPLETIONS, ALERTS):
+            drop_lines_after(self.run_dir / name, step)
+
+    def log(self, metrics: Mapping[str, Any], step: int, **about: Any) -> None:
+        """One line of metrics.jsonl; `about` stands before the metrics: max_steps, epoch, time, left_s."""
+        append(self.run_dir / METRICS, {"step": step, **about, **metrics})
+
+    def log_completions(self, rows: list[dict[str, Any]], step: int) -> None:
+        for row in rows:
+            append(self.run_dir / COMPLETIONS, {"step": step, **row})
+
+    def alert(self, title: str, text: str, step: int) -> None:
+        append(self.run_dir / ALERTS, {"step": step, "title": title, "text": text})
+
+
 def drop_lines_after(path: Path, step: int) -> None:
     """Keep the records up to `step`, and not the half line that a kill left."""
     if not path.is_file():
         return
-    kept = []
+    kept = [record for record in read_records(path) if record.get("step", 0) <= step]
+    write_atomically(path, "".join(_line(record) for record in kept))
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file; nothing where there is none. A half line, as a kill leaves it, is passed over."""
+    if not path.is_file():
+        return
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            record = json.loads(line)
+            yield json.loads(line)
         except json.JSONDecodeError:
             continue
-        if record.get("step", 0) <= step:
-            kept.append(line)
-    write_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, default=str, ensure_ascii=False) + "\n")
+        file.write(_line(record))
 
 
-def metrics_writer(path: Path, resumed_step: int) -> Any:
-    """A callback that appends one JSON object a log to `path` and prints one line."""
-    from transformers import TrainerCallback
-
-    class MetricsWriter(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.begun, self.first_step = time.monotonic(), state.global_step
-            if state.is_world_process_zero:
-                drop_lines_after(path, resumed_step)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if not state.is_world_process_zero or not logs:
-                return
-            elapsed = time.monotonic() - self.begun
-            done = state.global_step - self.first_step
-            left = elapsed / done * (state.max_steps - state.global_step) if done else None
-            record = {
-                "step": state.global_step,
-                "max_steps": state.max_steps,
-                "epoch": round(state.epoch or 0.0, 4),
-                "time": round(time.time(), 3),
-                "left_s": None if left is None else round(left, 1),
-                **{k: v for k, v in logs.items() if k != "epoch"},
-            }
-            append(path, record)
-            shown = {k: logs[k] for k in SHOWN if k in logs}
-            words = "  ".join(f"{k} {float(v):.4g}" for k, v in shown.items())
-            say(f"step {state.global_step}/{state.max_steps}  {words}" + (f"  {left:.0f} s left" if left else ""))
-
-    return MetricsWriter()
-
-
-def completions_writer(path: Path, resumed_step: int, collector: Any) -> Any:
-    """A callback that appends the completions in `collector.drawn` to `path` at each log, and prints the first."""
-    from transformers import TrainerCallback
-
-    class CompletionsWriter(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
-                drop_lines_after(path, resumed_step)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if not state.is_world_process_zero or not collector.drawn:
-                return
-            for drawn in collector.drawn:
-                append(path, {"step": state.global_step, **drawn})
-            first = collector.drawn[0]
-            asked, answered = (repr(text)[:60] for text in (text_of(first["prompt"]), first["completion"]))
-            say(f"  {asked} -> {answered}  score {first['score']:.4g}  kl {first['kl']:.3g}")
-            collector.drawn = []
-
-    return CompletionsWriter()
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, default=str, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""Text for others to read, in reports and model cards: without secrets, and without signs that a page cannot hold.
+"""Text for others to read, in records, dashboards, reports and cards: without secrets, and signs that no page can hold.
 
 A value is one by the name of its key, by its look, or because this process' environment holds it under such a name.
 Token ids and special tokens (`pad_token`, `max_new_tokens`) are none. Imports no torch.
@@ -6,24 +6,27 @@ Token ids and special tokens (`pad_token`, `max_new_tokens`) are none. Imports n
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 HIDDEN = "[redacted]"
 _NAME = (
-    r"(?:[a-z0-9]+[_-])*(?:hub[_-]token|access[_-]token|auth[_-]token|api[_-]token|hf[_-]token|api[_-]?key|"
-    r"access[_-]key(?:[_-]id)?|secret(?:[_-]key)?|private[_-]key|password|passwd|credentials?|authorization)"
+    r"(?:[a-z0-9]+[_-])*(?:(?:hub|access|auth|api|hf|session|refresh|write|identity|bearer)[_-]token|api[_-]?key|"
+    r"access[_-]key(?:[_-]id)?|secret(?:[_-]key)?|(?:private|account|signing)[_-]key|password|passwd|credentials?|"
+    r"authorization)"
 )
-_KEY = re.compile(rf"^{_NAME}$", re.IGNORECASE)
+_KEY = re.compile(rf"^(?:{_NAME}|token)$", re.IGNORECASE)
 _ASSIGNED = re.compile(
     rf"(?i)(?<![\w-])({_NAME}[\"']?\s*[:=]\s*|--{_NAME}[ =])(?!null\b|none\b)"
     r"(\"[^\"]*\"|'[^']*'|(?:(?:bearer|basic)\s+)?\S+)"
 )
 _LOOKS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|"
-    r"glpat-[\w-]{16,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,})"
-    r"|(?<=://)[^\s/:@]+:[^\s/@]+(?=@)|(?<=\bBearer )[\w.~+/=-]{8,}"
+    r"glpat-[\w-]{16,}|(?:AKIA|ASIA)[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}|"
+    r"AIza[\w-]{35}|wandb_v\d_\w{20,}|local-[0-9a-f]{40})"  # W&B's older keys look like a git commit
+    r"|(?<=://)[^\s/@]+(?=@)|(?<=\bBearer )[\w.~+/=-]{8,}"
 )
+_PARAMETER = re.compile(r"(?i)([?&](?:[\w-]*token|key|sig|[\w-]*signature)=)[^&\s\"']+")
 _ENVIRONMENT = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)(?:_ID)?$", re.IGNORECASE)
 
 
@@ -36,17 +39,39 @@ def redact(text: str) -> str:
     """`text` without what looks like a secret, and without the secrets of this process' environment."""
     for value in _environment_secrets():
         text = text.replace(value, HIDDEN)
-    return _LOOKS.sub(HIDDEN, _ASSIGNED.sub(rf"\g<1>{HIDDEN}", text))
+    for named in (_ASSIGNED, _PARAMETER):
+        text = named.sub(rf"\g<1>{HIDDEN}", text)
+    return _LOOKS.sub(HIDDEN, text)
 
 
 def redact_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the values of secret keys replaced, in nested mappings too."""
+    """A mapping without the values of secret keys, and without secrets in its texts; nested mappings and lists too."""
     return {
-        key: redact_values(value) if isinstance(value, Mapping)
-        else HIDDEN if value not in (None, "", False) and is_secret_key(str(key))
-        else value
+        key: HIDDEN if value not in (None, "", False) and is_secret_key(str(key)) else _redact_any(value)
         for key, value in mapping.items()
-    }  # fmt: skip
+    }
+
+
+def _redact_any(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return redact_values(value)
+    if isinstance(value, (list, tuple)):
+        return [_redact_any(v) for v in value]
+    return redact(value) if isinstance(value, str) else value
+
+
+def redact_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line without secrets: `--hub_token X` and `--hub_token=X` by name, and each word's own."""
+    redacted, hide = [], False
+    for word in arguments:
+        name, equals, _ = word.partition("=")
+        secret = word.startswith("--") and is_secret_key(name[2:])
+        if hide and not word.startswith("--"):
+            redacted.append(HIDDEN)
+        else:
+            redacted.append(f"{name}={HIDDEN}" if secret and equals else redact(word))
+        hide = secret and not equals
+    return redacted
 
 
 _CONTROLS = {n: 0x2400 + n for n in range(32) if n not in (9, 10)} | {0x7F: 0x2421}
@@ -61,5 +86,9 @@ def clean(text: str) -> str:
 
 def _environment_secrets() -> list[str]:
     """Longest first, so that no rest of a longer one is left. Short ones are words that a text may have anyway."""
-    found = {value for name, value in os.environ.items() if _ENVIRONMENT.search(name) and len(value) >= 8}
+    found = {
+        value
+        for name, value in os.environ.items()
+        if _ENVIRONMENT.search(name) and len(value) >= 8 and not value.startswith(("/", "~"))
+    }  # where a secret is, is none
     return sorted(found, key=len, reverse=True)

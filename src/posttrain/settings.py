@@ -88,6 +88,19 @@ class PPOSettings:
 
 
 @dataclass(frozen=True)
+class TrackingSettings:
+    """Which dashboards a stage feeds beside its own record (tracking/choice.py says what unset ones become)."""
+
+    report_to: list[Literal["none", "trackio", "wandb"]] | Literal["none", "trackio", "wandb"] | None = None
+    project: str | None = None  # none: WANDB_PROJECT, else posttrain; trackio's is the chain
+    run_name: str | None = None  # none: the stage's
+    wandb_mode: Literal["online", "offline", "disabled"] | None = None
+    wandb_entity: str | None = None
+    # What an online run's artifact holds: lineage.json, which has the hash of each file, or the files too.
+    wandb_artifacts: Literal["lineage", "files", "none"] = "lineage"
+
+
+@dataclass(frozen=True)
 class NerDataSettings:
     """How files of tagged sentences are read. Anything but .json, .jsonl (.gz) and .parquet is read as columns."""
 
@@ -175,7 +188,6 @@ class Recipe:
 # unconditional True is an error on a CPU; the rest makes a run quiet, resumable and comparable.
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "bf16": None,
-    "report_to": "none",
     "disable_tqdm": True,
     "logging_steps": 5,
     "save_strategy": "steps",
@@ -189,35 +201,35 @@ _TRAINED = {"adapter": AdapterSettings, "gates": GateSettings}
 
 RECIPES: dict[str, Recipe] = {
     "sft": Recipe(
-        parts=(ModelSettings, ParallelSettings, DataSettings, EvaluationSettings),
+        parts=(ModelSettings, ParallelSettings, DataSettings, EvaluationSettings, TrackingSettings),
         groups=_TRAINED,
         inputs=("policy", "data"),
         trainer=("trl.trainer.sft_config", "SFTConfig"),
         defaults={**_TRAINER_DEFAULTS, "learning_rate": 2e-4},
     ),
     "reward": Recipe(
-        parts=(ModelSettings, DataSettings),
+        parts=(ModelSettings, DataSettings, TrackingSettings),
         groups=_TRAINED,
         inputs=("policy", "data"),
         trainer=("trl.trainer.reward_config", "RewardConfig"),
         defaults={**_TRAINER_DEFAULTS, "learning_rate": 1e-4},
     ),
     "dpo": Recipe(
-        parts=(ModelSettings, ParallelSettings, DataSettings, EvaluationSettings),
+        parts=(ModelSettings, ParallelSettings, DataSettings, EvaluationSettings, TrackingSettings),
         groups=_TRAINED,
         inputs=("policy", "data"),
         trainer=("trl.trainer.dpo_config", "DPOConfig"),
         defaults={**_TRAINER_DEFAULTS, "learning_rate": 5e-5},
     ),
     "ppo": Recipe(
-        parts=(ModelSettings, DataSettings, EvaluationSettings, PPOSettings),
+        parts=(ModelSettings, DataSettings, EvaluationSettings, PPOSettings, TrackingSettings),
         groups=_TRAINED,
         inputs=("policy", "reward"),
         trainer=("posttrain.ppo.config", "PPOConfig"),
         defaults={**_TRAINER_DEFAULTS, "learning_rate": 1e-5},
     ),
     "ner": Recipe(
-        parts=(ModelSettings, NerSettings, NerDataSettings),
+        parts=(ModelSettings, NerSettings, NerDataSettings, TrackingSettings),
         groups=_TRAINED,
         inputs=(),
         trainer=("transformers.training_args", "TrainingArguments"),
@@ -230,12 +242,12 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "sample": Recipe(
-        parts=(ModelSettings, DataSettings, EvaluationSettings, SampleSettings),
+        parts=(ModelSettings, DataSettings, EvaluationSettings, SampleSettings, TrackingSettings),
         groups={},
         inputs=("policy", "reward"),
     ),
     "evaluate": Recipe(
-        parts=(ModelSettings, EvaluationSettings, SampleSettings),
+        parts=(ModelSettings, EvaluationSettings, SampleSettings, TrackingSettings),
         groups={},
         inputs=("policy",),
     ),
@@ -278,8 +290,8 @@ TRAINER_RANGES: dict[str, dict[str, float]] = {
 
 # Keys that change where or how often a run reports, never what it computes: no part of a stage's identity.
 UNKEYED = {
-    "output_dir", "overwrite", "logging_steps", "logging_first_step", "logging_dir", "report_to", "run_name",
-    "disable_tqdm", "save_steps", "save_strategy", "save_total_limit", "log_level", "generation_batch_size",
-    "dataset_num_proc", "dataloader_num_workers", "ddp_timeout", "ddp_backend",
+    "output_dir", "overwrite", "logging_steps", "logging_first_step", "logging_dir", "report_to", "run_name", "project",
+    "wandb_mode", "wandb_entity", "wandb_artifacts", "disable_tqdm", "save_steps", "save_strategy", "save_total_limit",
+    "log_level", "generation_batch_size", "dataset_num_proc", "dataloader_num_workers", "ddp_timeout", "ddp_backend",
     "tensor_parallel_size", "pipeline_parallel_size", "pipeline_schedule", "pipeline_micro_batches",
 }  # fmt: skip

@@ -7,9 +7,11 @@ stage.save(trainer, tokenizer)   into a sibling folder, then renamed
 stage.close(...)                 gates, the model card, then lineage.json: complete
 """
 
+import dataclasses
 import fcntl
 import importlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -44,15 +46,19 @@ from .gates import Gate
 from .identity import stage_key
 from .launch import preflight
 from .launch.stop import stop_at_request
-from .logs import COMPLETIONS, METRICS, completions_writer, metrics_writer, say
+from .logs import METRICS, say
 from .methods import METHODS
 from .models import template_sha256, tokenizer_sha256
 from .order import keep_order
 from .parallel import extensions, fsdp, launched
 from .parallel.checkpoints import WRITTEN_BY, check_resumable, mark_whole
 from .precision import decide, describe_weights, take_off_autocast
+from .redact import redact_values
 from .report.card import write_card
-from .settings import RECIPES, DataSettings
+from .settings import RECIPES, DataSettings, TrackingSettings
+from .tracking.choice import choose
+from .tracking.facts import answers_of, describe_run, final_numbers
+from .tracking.tracker import Tracker, identify
 from .zero import load_whole, make_whole
 
 MARKER = "stage.json"  # written when a run directory is taken: whose it is
@@ -67,6 +73,8 @@ class Stage:
         self.config = config
         shared = RECIPES[config.recipe].trainer is not None or config.recipe == "sample"
         self.launch = launched.check_launch(config.recipe, trains=shared)
+        sizes = (int(config.values.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline"))
+        self.launch = dataclasses.replace(self.launch, split=math.prod(sizes))
         if self.launch.strategy.startswith("zero"):
             extensions.use()
         self.run_dir = config.output_dir
@@ -76,10 +84,12 @@ class Stage:
         self.started = time.monotonic()
         self.data: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
+        self.logged: frozenset[str] = frozenset()  # the names among them that the trainer logged
         self.gates: list[Gate] = []
         self.parameters: tuple[int, int] | None = None  # (trained, all), once there is a trainer
         self.lock: IO[str] | None = None
         self.checkpoint: Path | None = None  # the one to go on from, once the processes have met
+        self.tracker: Tracker | None = None  # in the first process, once the run directory is taken
 
     @property
     def policy(self) -> Lineage | None:
@@ -131,6 +141,8 @@ class Stage:
         """
         values = decide({**self.config.trainer_values(), **changes})
         values["output_dir"] = str(self.run_dir / CHECKPOINTS)
+        values["report_to"] = "none"  # or transformers' own callbacks would report too; tracking/ does
+        values.pop("project", None)
         timeout_s = float(values.get("ddp_timeout") or 1800)
         self._meet(timeout_s)
         launched.start_process_group(timeout_s, on_cpu=values["use_cpu"])
@@ -211,20 +223,29 @@ class Stage:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(launched.watch_wrapper(trainer, self.launch))
         trainer.add_callback(mark_whole(self.launch))
-        trainer.add_callback(metrics_writer(self.run_dir / METRICS, step))
-        if hasattr(trainer, "collector"):
-            trainer.add_callback(completions_writer(self.run_dir / COMPLETIONS, step, trainer.collector))
+        self.track(trainer, step)
         trainer.add_callback(stop_at_request())
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         make_whole(trainer)
         fsdp.make_whole(trainer)
         take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
 
+    def track(self, trainer: Any, step: int) -> None:
+        """Report what the trainer logs from `step` on."""
+        from .tracking.callback import tracking_callback
+        from .tracking.performance import StepClock
+
+        clock = StepClock(trainer, pairs=self.config.recipe in ("dpo", "reward"))
+        if self.tracker is not None:
+            self.tracker.start(describe_run(self, clock.describe()), step)
+        trainer.add_callback(tracking_callback(self.tracker, clock, trainer))
+
     def last_logs(self, trainer: Any) -> dict[str, Any]:
         """The last value of each number that was logged."""
         logs: dict[str, Any] = {}
         for record in trainer.state.log_history:
             logs |= {k: v for k, v in record.items() if isinstance(v, (int, float)) and k not in ("epoch", "step")}
+        self.logged = frozenset(logs)
         return logs
 
     def save(self, trainer: Any, tokenizer: Any) -> str:
@@ -272,7 +293,7 @@ class Stage:
             recipe=self.config.recipe,
             kind=kind,
             key=self.key,
-            config=self.config.to_dict(),
+            config=redact_values(self.config.to_dict()),
             task=task,
             start=start,
             parents={role: parent_record(self.run_dir, path) for role, path in self.inputs.items()},
@@ -293,6 +314,11 @@ class Stage:
             write_card(self.run_dir / result, lineage)
         write_lineage(self.run_dir, lineage)
         shutil.rmtree(self.run_dir / CHECKPOINTS, ignore_errors=True)
+        if self.tracker is not None:
+            self.tracker.start(describe_run(self), 0)  # where nothing was trained
+            self.tracker.finish(
+                lineage, final=final_numbers(self.metrics, self.logged), answers=answers_of(self.run_dir)
+            )
         for gate in self.gates:
             say(f"gate {gate.name}: {gate.value:.4g} ({gate.accepted})")
         say(f"complete: {self.run_dir / result}")
@@ -305,9 +331,12 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
     """
     stage = Stage(parse_args(recipe, sys.argv[1:] if argv is None else argv))
     if stage.is_main:
+        settings = stage.config.part(TrackingSettings)
+        choice = choose(settings)
         take_directory(stage.run_dir, stage.key, recipe)
         stage.lock = lock(stage.run_dir, wait_s=LOCK_S if preflight.num_nodes() > 1 else 0)
         stage.config.write(stage.run_dir / "config.yaml")
+        stage.tracker = Tracker(identify(stage.run_dir, stage.key, recipe), choice, settings)
     else:
         wait_until_taken(stage.run_dir, stage.key)
     if preflight.num_nodes() > 1:
@@ -316,7 +345,9 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
     say(f"{recipe}: {stage.config.source} -> {stage.run_dir}  key {stage.key[:12]}")
     for note in stage.config.notes:
         say(f"note: {note}")
-    say("effective configuration: " + json.dumps(_given(stage.config), default=str))
+    if stage.tracker is not None:
+        say(str(stage.tracker.choice))
+    say("effective configuration: " + json.dumps(redact_values(_given(stage.config)), default=str))
     return stage
 
 

@@ -83,7 +83,7 @@ def _stage(
 ) -> StageStatus:
     run_dir, state = chain.run_dir(stage.name), state_of(chain, stage.name)
     last = _last_metrics(run_dir / METRICS)
-    shown: dict[str, Any] = {"job": job_id or "", "step": _step(last), "loss": _number(last, "loss")}
+    shown: dict[str, Any] = {"job": job_id or "", "step": _step(last), "loss": _number(last, "train/loss")}
     if info is not None:
         shown |= {"nodes": info.nodes, "restarts": _restarts(info, state)}
     if is_complete(run_dir):

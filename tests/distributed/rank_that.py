@@ -1,6 +1,6 @@
-"""A recipe on several processes, one of which goes wrong: `rank_that.py dies|differs|stands RECIPE ARGUMENTS`.
+"""A recipe on several processes, one of which goes wrong: `rank_that.py dies|differs RECIPE ARGUMENTS`.
 
-dies       rank 1 is killed (SIGKILL) inside its third step
+dies       rank 1 is killed (SIGKILL) inside its third step, once the second one's checkpoint is whole
 differs    rank 1 has another seed
 """
 
@@ -8,6 +8,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
 
 
@@ -23,6 +24,10 @@ def main() -> None:
 
         def dying(trainer, *args, **options):
             if trainer.state.global_step == 2:
+                checkpoints = Path(trainer.args.output_dir)
+                while not (checkpoints / "checkpoint-2" / "written_by.json").is_file():
+                    time.sleep(0.05)
+                (checkpoints.parents[1] / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(trainer, *args, **options)
 

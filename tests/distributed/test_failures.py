@@ -44,7 +44,7 @@ def config_file(name: str) -> Path:
 def launch(config: Path, *words, flags=()) -> subprocess.CompletedProcess:
     command = [*LAUNCH, config, *flags, *words]
     return subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=280, env=environment(config)
+        list(map(str, command)), capture_output=True, text=True, timeout=580, env=environment(config)
     )  # fmt: skip
 
 
@@ -62,11 +62,9 @@ def free_port() -> int:
 def test_a_rank_that_is_killed(files, one, tmp_path, config):
     """The other one says so, and the launch is over; the same command goes on from the checkpoint, and ends as one."""
     words = arguments("sft", "lora", files, tmp_path / "run", 2)
-    begun = time.monotonic()
     done = launch(config_file(config), Path(__file__).with_name("rank_that.py"), "dies", "sft", *words)
     assert done.returncode != 0
-    died = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime  # the second step's line: rank 1 dies after it
-    assert time.time() - died < 60, time.monotonic() - begun
+    assert time.time() - (tmp_path / "died").stat().st_mtime < 60
     assert any("rank 0 of 2" in line for line in errors(done)), done.stderr[-3000:]
     assert last_whole_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-2"
 
@@ -122,7 +120,7 @@ def test_two_launchers_make_one_run(files, one, tmp_path):
         )
         for rank in ("0", "1")
     ]  # fmt: skip
-    out = [process.communicate(timeout=280) for process in two]
+    out = [process.communicate(timeout=580) for process in two]
     assert [process.returncode for process in two] == [0, 0], out
     assert "ddp on 2 processes" in out[0][0] and "complete" in out[0][0] and "complete" not in out[1][0]
     assert distance(tmp_path / "run", one, "lora") < 1e-5

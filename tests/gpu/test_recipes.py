@@ -68,7 +68,7 @@ def lineage(run_dir):
 
 def losses(run_dir):
     logs = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [r["loss"] for r in logs if "loss" in r]
+    return [r["train/loss"] for r in logs if "train/loss" in r]
 
 
 def assert_proven(run_dir, *gates):
@@ -80,10 +80,11 @@ def assert_proven(run_dir, *gates):
     assert all(math.isfinite(loss) for loss in losses(run_dir))
 
 
-def test_sft(sft):
+def test_sft(sft, precision):
     assert_proven(sft, "reload", "stops")
     saved = load_file(sft / "adapter" / "adapter_model.safetensors")
-    assert {t.dtype for t in saved.values()} == {torch.float32}, "an adapter's own weights are fp32 in every precision"
+    # TRL turns the adapter of a 4-bit base into bf16; the run says so. All others are fp32 masters.
+    assert {t.dtype for t in saved.values()} == {torch.bfloat16 if precision == "4bit" else torch.float32}
 
 
 def test_sft_trains_as_a_cpu_does_in_fp32(files, precision, tmp_path, sft):

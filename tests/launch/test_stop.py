@@ -63,7 +63,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(files, recipe, monkeypatch):
     (folder / "stop").unlink()
     a, b = (run / "adapter" / "adapter_model.safetensors" for run in (whole, cut))
     assert a.read_bytes() == b.read_bytes()
-    for key in ("loss", "eval_loss"):
+    for key in ("train/loss", "eval/loss"):
         assert logged(cut, key) == logged(whole, key), key
 
 

@@ -112,6 +112,14 @@ def test_a_checkpoint_of_another_layout_is_refused(tmp_path, wrote, now, why):
     checkpoints.check_resumable(tmp_path, wrote)
 
 
+def test_how_one_copy_is_split_makes_no_difference(tmp_path):
+    (tmp_path / checkpoints.WRITTEN_BY).write_text(json.dumps(Launch(4, "ddp", split=2).to_dict()))
+    checkpoints.check_resumable(tmp_path, Launch(2, "ddp"))
+    checkpoints.check_resumable(tmp_path, Launch(8, "ddp", split=4))
+    with pytest.raises(LaunchError, match="another number of rows"):
+        checkpoints.check_resumable(tmp_path, Launch(4, "ddp"))
+
+
 def test_a_chain_refuses_a_configuration_that_starts_one_process(tmp_path):
     from posttrain.launch import check_config
 

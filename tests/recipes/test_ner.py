@@ -41,10 +41,10 @@ def test_a_tagger_is_trained_measured_and_proven(tagger):
     assert found["metrics"]["labels"] == ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
     assert {g["name"] for g in found["gates"]} == {"reload", "f1"}
     logs = [json.loads(line) for line in (tagger / "metrics.jsonl").read_text().splitlines()]
-    evaluated = [r["eval_f1"] for r in logs if "eval_f1" in r]
+    evaluated = [r["eval/f1"] for r in logs if "eval/f1" in r]
     assert len(evaluated) == 2
     assert evaluated[-1] == pytest.approx(found["metrics"]["f1"])  # the same sentences, whatever the trainer's order
-    assert {"eval_f1_PER", "eval_precision", "eval_recall"} <= logs[-2].keys() | logs[-1].keys()
+    assert {"eval/f1_PER", "eval/precision", "eval/recall"} <= {name for r in logs for name in r}
     summary = json.loads((tagger / "answers" / "test.json").read_text())
     assert summary["scores"]["micro"]["support"] == 12
     assert not (tagger / "checkpoints").exists()
@@ -262,7 +262,7 @@ def test_a_sentence_without_a_token_leaves_the_loss_finite(tiny_bert, tmp_path):
         "--eval_strategy", "no", "--per_device_train_batch_size", "1", "--max_steps", "6", "--logging_steps", "1",
     )  # fmt: skip
     logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert all(0 < r["loss"] < 10 for r in logs if "loss" in r)
+    assert all(0 < r["train/loss"] < 10 for r in logs if "train/loss" in r)
 
 
 def test_accumulated_batches_are_one_batch(tiny_bert, tmp_path):
@@ -277,8 +277,8 @@ def test_accumulated_batches_are_one_batch(tiny_bert, tmp_path):
             "--max_steps", "1", "--logging_steps", "1",
         )  # fmt: skip
         first.append(json.loads((run / "metrics.jsonl").read_text().splitlines()[0]))
-    assert first[1]["loss"] == pytest.approx(first[0]["loss"], rel=1e-4)
-    assert first[1]["grad_norm"] == pytest.approx(first[0]["grad_norm"], rel=1e-3)
+    assert first[1]["train/loss"] == pytest.approx(first[0]["train/loss"], rel=1e-4)
+    assert first[1]["train/grad_norm"] == pytest.approx(first[0]["train/grad_norm"], rel=1e-3)
 
 
 def test_a_floor_without_sentences_to_measure_on(tiny_bert, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from posttrain.artifacts import CARD, read_lineage, verify
+from posttrain.artifacts import CARD, hash_files, read_lineage, verify
 from posttrain.report.card import body, card_data, escape, write_card
 
 from .planted import plant
@@ -36,6 +36,7 @@ def test_an_edited_card_alters_nothing(chain):
     before = read_lineage(run_dir).digest
     write_card(run_dir / "adapter", read_lineage(run_dir))
     card = run_dir / "adapter" / CARD
+    assert hash_files(run_dir, "adapter") == read_lineage(run_dir).files
     card.write_text(card.read_text() + "\nLicence: ours.\n")
     assert verify(run_dir).digest == before
     card.unlink()

@@ -37,18 +37,23 @@ def mark_whole(launch: Launch) -> Any:
 def check_resumable(checkpoint: Path, launch: Launch) -> None:
     """Refuse a checkpoint of another layout. Raises LaunchError.
 
-    With another number of processes a step would be over another number of rows; another strategy keeps weights and
-    optimizer in other files. Where the optimizer's state lives (offload) makes no difference to the files.
+    With another number of copies of the model a step would be over another number of rows; another strategy keeps
+    weights and optimizer in other files. Where the optimizer's state lives (offload) makes no difference to the files,
+    nor does how one copy is split by tensor and pipeline parallelism, whose checkpoints are those of one process.
     """
     wrote = Launch(**json.loads((checkpoint / WRITTEN_BY).read_text(encoding="utf-8")))
-    if (wrote.processes, wrote.strategy) == (launch.processes, launch.strategy):
+    if (wrote.copies, _files(wrote)) == (launch.copies, _files(launch)):
         return
     why = (
         "a step would be over another number of rows"
-        if wrote.processes != launch.processes
+        if wrote.copies != launch.copies
         else "weights and optimizer are laid out in another way"
     )
     raise LaunchError(
         f"{checkpoint} was written by {wrote}, and this is {launch}: {why}. Launch it as it was, or choose another "
         "output_dir to begin anew"
     )
+
+
+def _files(launch: Launch) -> str:
+    return "plain" if launch.strategy in ("one", "ddp") else launch.strategy

@@ -16,8 +16,10 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 from ..errors import ConfigError, LaunchError
@@ -34,6 +36,12 @@ class Launch:
     processes: int
     strategy: str  # one, ddp, zero0 to zero3, fsdp2
     offload: str = ""  # what is kept in the host's memory: "", optimizer, parameters, or optimizer+parameters
+    split: int = 1  # processes that one model is split over by tensor and pipeline parallelism (layout.py)
+
+    @property
+    def copies(self) -> int:
+        """Processes, or groups of them, that get another batch."""
+        return self.processes // self.split
 
     def __str__(self) -> str:
         where = f", {self.offload} in the host's memory" if self.offload else ""
@@ -125,36 +133,47 @@ def meet(facts: Mapping[str, Any], *, timeout_s: float) -> list[dict[str, Any]]:
     mine = {"_host": socket.gethostname(), **facts}
     if processes == 1:
         return [mine]
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-
     limit_s = min(timeout_s, MEETING_S)
-    end = time.monotonic() + limit_s
     try:
-        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=limit_s)))
+        store = _store()
     except (RuntimeError, ValueError) as error:
         raise LaunchError(
             f"rank {rank} of {processes} on {mine['_host']} met nobody at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')} within {limit_s:g} s ({str(error).splitlines()[0]}): is the first "
+            f"{os.environ.get('MASTER_PORT')} within {MEETING_S} s ({str(error).splitlines()[0]}): is the first "
             "machine's launcher running, is main_process_ip its address, is the port open, were all processes started?"
         ) from error
-    # Not what an earlier meeting wrote: of this process, or of the group that a restart replaced.
-    store = PrefixStore(f"posttrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_meetings)}", store)
     store.set(f"here/{rank}", json.dumps(mine))
-    missing = _wait(store, "here", processes, end)
+    missing = _wait(store, "here", processes, time.monotonic() + limit_s)
     if missing:
         raise LaunchError(
             f"{_ranks(missing)} did not come within {limit_s:g} s of rank {rank} on {mine['_host']}: ended early (then "
             "with a message of its own), never started, or still loading its data"
         )
     everyone: list[dict[str, Any]] = [json.loads(store.get(f"here/{other}")) for other in range(processes)]
-    # Nobody leaves before all have read: the store may live in a process that is about to end.
-    store.set(f"read/{rank}", "")
-    _wait(store, "read", processes, time.monotonic() + 5)
+    # Nobody leaves before all have read: the store may live in a process that is about to end. Then all of them have.
+    with suppress(RuntimeError):
+        store.set(f"read/{rank}", "")
+        _wait(store, "read", processes, time.monotonic() + 5)
     differing = [line for name in facts if not name.startswith("_") for line in _difference(name, everyone)]
     if differing:
         raise LaunchError("the processes are about to do different things:\n" + "\n".join(differing))
     return everyone
+
+
+@cache
+def _rendezvous() -> Any:
+    """The launch's store, kept: without torch's launcher, its server lives as long as this object on rank 0."""
+    from torch.distributed.rendezvous import rendezvous
+
+    return next(rendezvous("env://", timeout=timedelta(seconds=MEETING_S)))[0]
+
+
+def _store() -> Any:
+    """A part of the store for one meeting, not of an earlier one of this process, nor of a group that was restarted."""
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    meeting = f"posttrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_meetings)}"
+    return PrefixStore(meeting, _rendezvous())
 
 
 def _wait(store: Any, what: str, processes: int, end: float) -> list[int]:

@@ -34,7 +34,8 @@ def share_order(trainer: Any) -> None:
     if args.world_size == 1 or args.train_sampling_strategy != "group_by_length":
         return
     own = trainer._get_train_sampler
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get another batch
+    batch = args.train_batch_size * args.gradient_accumulation_steps * copies
     seed = args.seed if args.data_seed is None else args.data_seed
 
     def sampler(dataset: Any = None) -> Any:

@@ -73,7 +73,7 @@ class Collector:
         prompt_ids, prompt_mask = (t.to(device) for t in pad_left(prompt_rows, self.tokenizer.pad_token_id))
         drawn, noted = self._draw(prompt_rows, prompt_ids, prompt_mask, mode)
         completion_ids, completion_mask = (t.to(device) for t in pad_right(drawn.ids, self.tokenizer.pad_token_id))
-        clock = metrics.lap(mode, "time/rollout", clock)
+        clock = metrics.lap(mode, "time/generation", clock)
 
         by_reward = self._score(rows, drawn.ids)
         raw = (by_reward * self.weights[:, None]).nansum(0)

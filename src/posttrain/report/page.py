@@ -18,6 +18,7 @@ from .facts import GLYPHS, ChainFacts, StageFacts, flatten, read_facts
 
 REPORT = "report.html"
 CHARTS_SHOWN = 4  # of a stage; the others unfold
+LONG_WORD = 20  # signs
 CUT = 400  # characters of a prompt or an answer
 _ARROWS = {"better": "▲", "worse": "▼", "no clear change": "≈"}
 
@@ -56,7 +57,7 @@ def render(facts: ChainFacts) -> str:
         total_time=f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} s",
         dirty=[c[:12] for c in facts.commits if c.endswith("-dirty")], recipe=_recipe(facts),
         percent=charts.percent, glyph=GLYPHS.__getitem__, arrow=_ARROWS.__getitem__,
-        base_name=base_name, fingerprint=_fingerprint, cut=_cut,
+        base_name=base_name, fingerprint=_fingerprint, cut=_cut, has_long_word=_has_long_word,
         effective=_effective, shown=CHARTS_SHOWN,
     )  # fmt: skip
     return page
@@ -147,6 +148,11 @@ def _effective(stage: StageFacts) -> str:
         yaml.safe_dump({k: _at_home(v) if isinstance(v, str) else v}, allow_unicode=True, width=10_000)
         for k, v in given.items()
     ).strip()
+
+
+def _has_long_word(text: str) -> bool:
+    """Whether a table must be allowed to break a word, or it would be wider than the page."""
+    return any(len(word) > LONG_WORD for word in text.split())
 
 
 def _cut(text: str) -> str:

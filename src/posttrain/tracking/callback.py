@@ -1,0 +1,104 @@
+"""The trainer's logs, completions and alerts, handed to the tracker; and one line for people."""
+
+import math
+import time
+from typing import Any
+
+from ..evaluation import text_of
+from ..logs import metric_name, say
+from .performance import StepClock
+from .tracker import Tracker
+
+# What a line of progress shows of a log.
+SHOWN = (
+    "loss",
+    "eval_loss",
+    "eval_f1",
+    "accuracy",
+    "rewards/margins",
+    "objective/scores",
+    "objective/kl",
+    "objective/entropy",
+)
+
+
+def tracking_callback(tracker: Tracker | None, clock: StepClock, trainer: Any) -> Any:
+    """A callback that reports what `trainer` logs to `tracker`, with the performance that `clock` measured.
+
+    Every process has it, since rates are summed over them; the first one reports.
+    """
+    from transformers import TrainerCallback
+
+    class TrackingCallback(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.first_step = state.global_step
+            self.alerted = len(_findings(trainer))
+            self.finite = True
+            clock.start()
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            clock.before_optimizer()
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            clock.after_optimizer()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            clock.step()
+            for finding in _findings(trainer)[self.alerted :]:
+                self.alerted += 1
+                if tracker is not None:
+                    tracker.alert(finding.name, str(finding), state.global_step)
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            clock.skip()
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            clock.skip()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if not logs:
+                return
+            step, total = state.global_step, state.max_steps
+            measured = clock.take(logs) if "loss" in logs else {}  # all processes: it sums over them
+            left_s = clock.left_s(step - self.first_step, total - step)
+            if left_s is not None and measured:
+                measured["perf/left_s"] = left_s
+            if tracker is None:
+                return
+            tracker.log(
+                {**measured, **{metric_name(name): value for name, value in logs.items()}},
+                step,
+                max_steps=total,
+                epoch=round(state.epoch or 0.0, 4),
+                time=round(time.time(), 3),
+                left_s=None if left_s is None else round(left_s, 1),
+            )
+            self._watch_loss(tracker, logs, step)
+            words = "  ".join(f"{k} {float(logs[k]):.4g}" for k in SHOWN if k in logs)
+            say(f"step {step}/{total}  {words}" + (f"  {left_s:.0f} s left" if left_s else ""))
+            self._report_completions(tracker, step)
+
+        def _watch_loss(self, tracker: Tracker, logs: Any, step: int) -> None:
+            finite = math.isfinite(logs.get("loss", 0.0))
+            if self.finite and not finite:
+                text = f"step {step}: the loss is {logs['loss']}. Lower learning_rate."
+                tracker.alert("loss is not finite", text, step)
+            self.finite = finite
+
+        def _report_completions(self, tracker: Tracker, step: int) -> None:
+            collector = getattr(trainer, "collector", None)
+            if collector is None or not collector.drawn:
+                return
+            tracker.log_completions(collector.drawn, step)
+            first = collector.drawn[0]
+            asked, answered = (repr(text)[:60] for text in (text_of(first["prompt"]), first["completion"]))
+            say(f"  {asked} -> {answered}  score {first['score']:.4g}  kl {first['kl']:.3g}")
+            collector.drawn = []
+
+    return TrackingCallback()
+
+
+def _findings(trainer: Any) -> list[Any]:
+    """What PPO's health watch has found so far."""
+    health = getattr(trainer, "health", None)
+    return [] if health is None else list(health.findings)

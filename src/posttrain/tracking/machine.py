@@ -1,0 +1,158 @@
+"""What the machine is and what it tells: its parts, peak memory, energy, and the rate of its matrix products."""
+
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+POWERCAP = Path("/sys/class/powercap")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores that this process may use, memory, and the CUDA devices: for a run's config."""
+    import psutil
+    import torch
+
+    found: dict[str, Any] = {
+        "cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / GIB, 1), "system": platform.platform(),
+        "python": platform.python_version(),
+    }  # fmt: skip
+    if torch.cuda.is_available():
+        found["cuda"] = torch.version.cuda
+        found["gpus"] = [
+            {"name": p.name, "memory_gib": round(p.total_memory / GIB, 1)}
+            for p in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        ]
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+# Memory
+
+
+def memory_now(device: Any = None) -> dict[str, float]:
+    """GiB by kind: resident memory of this process and its peak; of a CUDA device, the peaks allocated and reserved."""
+    import psutil
+
+    resident = psutil.Process().memory_info().rss
+    peak = max(
+        resident, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )  # which the kernel counts in batches
+    found = {"memory/rss_gib": resident / GIB, "memory/peak_rss_gib": peak / GIB}
+    if device is not None and device.type == "cuda":
+        import torch
+
+        found["memory/peak_cuda_allocated_gib"] = torch.cuda.max_memory_allocated(device) / GIB
+        found["memory/peak_cuda_reserved_gib"] = torch.cuda.max_memory_reserved(device) / GIB
+    return found
+
+
+# Energy
+
+
+class EnergyMeter:
+    """Joules since it was made, where the device counts them; `source` is empty where it does not.
+
+    On a GPU, NVML's counter of the device (Volta and later). On a CPU, RAPL's counters of its packages, which count
+    all that runs on the machine, and which most systems show to root only.
+    """
+
+    def __init__(self, device: Any = None, powercap: Path = POWERCAP) -> None:
+        counters, self.source = _nvml(device) if device is not None and device.type == "cuda" else _rapl(powercap)
+        self._counters = [_Counter(*c) for c in counters]
+
+    def joules(self) -> float | None:
+        """None where nothing is counted."""
+        return sum(c.joules() for c in self._counters) if self._counters else None
+
+
+class _Counter:
+    """A counter of microjoules that begins anew at `wrap`."""
+
+    def __init__(self, read: Callable[[], float], wrap: float) -> None:
+        self.read, self.wrap = read, wrap
+        self.last, self.total = read(), 0.0
+
+    def joules(self) -> float:
+        now = self.read()
+        self.total += now - self.last if now >= self.last else now - self.last + self.wrap
+        self.last = now
+        return self.total / 1e6
+
+
+def _nvml(device: Any) -> tuple[Sequence[tuple[Callable[[], float], float]], str]:
+    try:
+        import pynvml
+        import torch
+
+        pynvml.nvmlInit()
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except ImportError:
+        return [], ""
+    except pynvml.NVMLError:
+        return [], ""
+    return [(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e3, 0.0)], "NVML, this GPU"
+
+
+def _rapl(powercap: Path) -> tuple[Sequence[tuple[Callable[[], float], float]], str]:
+    counters = []
+    for package in sorted(powercap.glob("intel-rapl:*")):
+        if package.name.count(":") != 1:  # a part of a package
+            continue
+        try:
+            wrap = float((package / "max_energy_range_uj").read_text())
+            float((package / "energy_uj").read_text())
+        except (OSError, ValueError):  # not for this user
+            return [], ""
+        counters.append((lambda file=package / "energy_uj": float(file.read_text()), wrap))
+    return counters, f"RAPL, {len(counters)} packages, whole machine" if counters else ""
+
+
+# Peak
+
+
+def peak_flops(device: Any, dtype: str) -> tuple[float, str]:
+    """FLOP/s that a device multiplies matrices with, and where the number is from.
+
+    The maker's, as TRL lists them, for a known accelerator; otherwise the median of large products, measured here.
+    """
+    import torch
+    from trl.trainer.utils import get_peak_flops
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = get_peak_flops(name, dtype)
+        if known is not None:
+            return known, f"{name}, {dtype}, by its maker"
+    return measure_peak(device, dtype), f"measured {dtype} products on {device.type}"
+
+
+def measure_peak(device: Any, dtype: str) -> float:
+    """FLOP/s of square matrix products: the median of five. A fraction of a second."""
+    import torch
+
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, dtype=getattr(torch, dtype), device=device)
+    seconds = []
+    for _ in range(6):
+        begun = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - begun)
+    return 2 * size**3 / statistics.median(seconds[1:])

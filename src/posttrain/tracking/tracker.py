@@ -1,0 +1,214 @@
+"""The fan-out: one record, and the dashboards that are fed from it.
+
+The record is written first and counts: an error there ends the stage. A dashboard that fails is left behind with one
+message, and training goes on. A stage that goes on after a cut continues its run: each dashboard says which step it
+has, is given from the record what it lacks, and then what is new. So a kill leaves no gap, and no step comes twice.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..artifacts import Lineage, write_atomically
+from ..logs import ALERTS, COMPLETIONS, METRICS, Record, read_records, say
+from ..redact import redact, redact_values
+from ..settings import TrackingSettings
+from .choice import TRACKIO, WANDB, Choice
+
+RUN = "tracking.json"  # in a run directory: which run it is in each dashboard
+OWNER = "chain.json"  # in the folder above: whose stage it is
+COMPLETIONS_TABLE = "samples/completions"
+ANSWERS_TABLE = "samples/answers"
+_ABOUT = ("step", "max_steps", "epoch", "time", "left_s")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which run this is, in every dashboard: a chain's runs are one group, a stage is a job type."""
+
+    chain: str | None
+    stage: str
+    recipe: str
+    key: str
+    id: str  # from the stage's key and this directory: the same after every resume
+    run_dir: Path
+
+    @property
+    def group(self) -> str:
+        return self.chain or self.stage
+
+    @property
+    def home(self) -> Path:
+        """The folder that a chain's stages share; a lone stage's own."""
+        return self.run_dir.parent if self.chain else self.run_dir
+
+
+def identify(run_dir: Path, key: str, recipe: str) -> Identity:
+    """The run of this directory: as it was kept there, or a new one."""
+    run_dir = run_dir.resolve()
+    owner = run_dir.parent / OWNER
+    chain = json.loads(owner.read_text(encoding="utf-8"))["name"] if owner.is_file() else None
+    kept = read_run(run_dir)
+    run_id = kept["id"] if kept.get("key") == key else f"{key[:12]}-{secrets.token_hex(3)}"
+    if kept.get("id") != run_id:
+        write_atomically(run_dir / RUN, json.dumps({"key": key, "id": run_id}) + "\n")
+    return Identity(chain, run_dir.name, recipe, key, run_id, run_dir)
+
+
+def note(run_dir: Path, **facts: Any) -> None:
+    """Keep something beside a run's identity."""
+    write_atomically(run_dir / RUN, json.dumps({**read_run(run_dir), **facts}, indent=2) + "\n")
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """What is kept of a run: its key and id, and where each dashboard has it."""
+    path = run_dir / RUN
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+class Sink(Protocol):
+    """A dashboard's run."""
+
+    name: str
+    last_step: int  # the last step that it has; -1: none
+    later: str  # how it gets what it misses, for a person; empty: it does not
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def log_table(self, name: str, rows: list[dict[str, Any]], step: int) -> None: ...
+
+    def alert(self, title: str, text: str, step: int) -> None: ...
+
+    def update_config(self, config: Mapping[str, Any]) -> None: ...
+
+    def log_lineage(self, lineage: Lineage) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Tracker:
+    """What a stage reports to: its record always, and the dashboards that were chosen. The first process has one."""
+
+    def __init__(self, identity: Identity, choice: Choice, settings: TrackingSettings) -> None:
+        self.identity, self.choice, self.settings = identity, choice, settings
+        self.record = Record(identity.run_dir)
+        self.sinks: list[Sink] = []
+        self.begun: dict[str, int] = {}  # sink -> the last step that it had when it was opened
+        self.last_step = 0
+        self.started = False
+
+    # A run
+
+    def start(self, config: Mapping[str, Any], resumed_step: int) -> None:
+        """Open the dashboards, once, and tell them what they missed. `config`, redacted, is what a run is known by."""
+        if self.started:
+            return
+        self.started = True
+        self.record.resume(resumed_step)
+        self.last_step = resumed_step
+        self._open(config)
+        for sink in list(self.sinks):
+            self._guard(sink, self._catch_up)
+
+    def _open(self, config: Mapping[str, Any]) -> None:
+        for name in self.choice.sinks:
+            try:
+                sink = self._make(name, redact_values(config))
+            except Exception as error:  # noqa: BLE001  whatever a dashboard's client raises, training goes on
+                say(f"{name}: not started, training goes on without it ({_words(error)})")
+                continue
+            if sink is not None:
+                self.sinks.append(sink)
+                self.begun[sink.name] = sink.last_step
+
+    def _make(self, name: str, config: dict[str, Any]) -> Sink | None:
+        if name == TRACKIO:
+            from .trackio_sink import TrackioSink
+
+            return TrackioSink(self.identity, config, self.settings)
+        assert name == WANDB, name
+        if self.choice.wandb_mode == "disabled":
+            return None
+        from .wandb_sink import WandbSink
+
+        return WandbSink(self.identity, config, self.settings, str(self.choice.wandb_mode))
+
+    def _catch_up(self, sink: Sink) -> None:
+        """Give a dashboard what the record has and it lacks, step by step."""
+        run_dir, rows = self.identity.run_dir, []
+        for order, name in enumerate((METRICS, COMPLETIONS, ALERTS)):
+            rows += [(r["step"], order, r) for r in read_records(run_dir / name) if r["step"] > sink.last_step]
+        drawn: dict[int, list[dict[str, Any]]] = {}
+        for step, order, record in sorted(rows, key=lambda row: row[:2]):
+            values = {k: v for k, v in record.items() if k not in _ABOUT}
+            if order == 0:
+                sink.log(values, step)
+            elif order == 1:
+                drawn.setdefault(step, []).append(values)
+                if len(drawn[step]) == sum(1 for s, o, _ in rows if (s, o) == (step, 1)):
+                    sink.log_table(COMPLETIONS_TABLE, drawn[step], step)
+            else:
+                sink.alert(record["title"], record["text"], step)
+
+    # While it runs
+
+    def log(self, metrics: Mapping[str, Any], step: int, **about: Any) -> None:
+        """The numbers of one log."""
+        self.last_step = step
+        self.record.log(metrics, step, **about)
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
+        self._each(lambda sink: sink.log(numbers, step), step)
+
+    def log_completions(self, rows: list[dict[str, Any]], step: int) -> None:
+        """What was drawn, each with its prompt, completion and scores."""
+        rows = [redact_values(row) for row in rows]
+        self.record.log_completions(rows, step)
+        self._each(lambda sink: sink.log_table(COMPLETIONS_TABLE, rows, step), step)
+
+    def alert(self, title: str, text: str, step: int) -> None:
+        """Something has begun to go wrong."""
+        text = redact(text)
+        self.record.alert(title, text, step)
+        self._each(lambda sink: sink.alert(title, text, step), step)
+
+    # Its end
+
+    def finish(self, lineage: Lineage, *, final: Mapping[str, float], answers: list[dict[str, Any]]) -> None:
+        """The closing numbers and answers, what it cost, the edges of the lineage, and the end of the run."""
+        step = self.last_step
+        if final:
+            self.record.log(final, step)
+
+        def close(sink: Sink) -> None:
+            if final:
+                sink.log(final, step)
+            if answers:
+                sink.log_table(ANSWERS_TABLE, [redact_values(row) for row in answers], step)
+            sink.update_config({"measured": {**lineage.cost, "digest": lineage.digest}})
+            sink.log_lineage(lineage)
+            sink.finish()
+
+        self._each(close)
+        self.sinks = []
+
+    def _each(self, act: Callable[[Sink], None], step: int | None = None) -> None:
+        """`act` on each dashboard; of a step, where it did not have it already."""
+        for sink in list(self.sinks):
+            if step is None or step > self.begun[sink.name]:
+                self._guard(sink, act)
+
+    def _guard(self, sink: Sink, act: Callable[[Sink], None]) -> None:
+        try:
+            act(sink)
+        except Exception as error:  # noqa: BLE001  whatever a dashboard's client raises, training goes on
+            self.sinks.remove(sink)
+            words = f"left behind at step {self.last_step}, training goes on without it ({_words(error)})"
+            say(f"{sink.name}: {words}" + (f"; {sink.later}" if sink.later else ""))
+
+
+def _words(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return redact(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)

@@ -1,0 +1,102 @@
+"""trackio: a local, wandb-like page over SQLite, without an account.
+
+A chain is a project, a stage a run. The data lie in `.trackio` beside the stages, or where TRACKIO_DIR says.
+transformers' own callback is not used: it counts steps itself and leaves the group out.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..artifacts import LINEAGE, Lineage, read_lineage, resolve_parent
+from ..logs import say
+from ..settings import TrackingSettings
+from .tracker import Identity, note, read_run
+
+FOLDER = ".trackio"
+ALIAS = 12  # characters of a digest
+LONE = "posttrain"  # the project of a stage without a chain
+
+
+class TrackioSink:
+    """A run on a local trackio page."""
+
+    name = "trackio"
+    later = ""
+    later = ""
+
+    def __init__(self, identity: Identity, config: dict[str, Any], settings: TrackingSettings) -> None:
+        os.environ.setdefault("TRACKIO_DIR", str(identity.home / FOLDER))  # trackio reads it once, when imported
+        self.identity = identity
+        with _quiet():
+            import trackio
+            from trackio.sqlite_storage import SQLiteStorage
+
+            self.trackio = trackio
+            kept = read_run(identity.run_dir).get("trackio")
+            self.run = trackio.init(
+                project=project_of(identity.chain), name=settings.run_name or identity.stage, group=identity.group,
+                config={"stage": identity.stage, "recipe": identity.recipe, **config},
+                resume="allow" if kept else "never", embed=False,
+            )  # fmt: skip
+            last = SQLiteStorage.get_max_step_for_run(self.run.project, self.run.name, run_id=self.run.id)
+        self.last_step = -1 if last is None else int(last)
+        note(identity.run_dir, trackio=self.run.id)
+        say(f"trackio: `posttrain dashboard {identity.home}` shows the page")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(metrics), step=step)
+
+    def log_table(self, name: str, rows: list[dict[str, Any]], step: int) -> None:
+        columns = list(dict.fromkeys(k for row in rows for k in row))
+        data = [[as_cell(row.get(c)) for c in columns] for row in rows]
+        self.run.log({name: self.trackio.Table(columns=columns, data=data)}, step=step)
+
+    def alert(self, title: str, text: str, step: int) -> None:
+        with _quiet():
+            self.run.alert(title=title, text=text, level=self.trackio.AlertLevel.WARN, step=step)
+
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        """trackio sends a run's config with its first log: the next log is made to carry it once more."""
+        self.run.config.update(config)
+        self.run._config_logged = False
+        self.run.log({}, step=max(0, self.run._next_step - 1))
+
+    def log_lineage(self, lineage: Lineage) -> None:
+        """What this stage was made from, and its lineage.json under the digest by which its children know it."""
+        with _quiet():
+            for parent in lineage.parents.values():
+                folder = resolve_parent(self.identity.run_dir, parent["path"])
+                try:
+                    self.run.use_artifact(f"{read_lineage(folder).stage}:{parent['digest'][:ALIAS]}")
+                except ValueError:  # the parent ran without trackio; the config has it
+                    continue
+            artifact = self.trackio.Artifact(lineage.stage, type=lineage.kind, metadata={"digest": lineage.digest})
+            artifact.add_file(self.identity.run_dir / LINEAGE)
+            self.run.log_artifact(artifact, aliases=[lineage.digest[:ALIAS]])
+
+    def finish(self) -> None:
+        with _quiet():
+            self.trackio.finish()
+
+
+def project_of(chain: str | None) -> str:
+    return chain or LONE
+
+
+def as_cell(value: Any) -> Any:
+    """Tables show numbers and texts; a conversation is its turns, any other list its parts."""
+    if value is None or isinstance(value, (int, float, str)):
+        return value
+    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in value)
+    return " | ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """trackio greets on stdout; a stage's lines are its own."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
