@@ -7,7 +7,7 @@ DEV := $(VENV)/.posttrain-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
-.PHONY: setup extensions demo demo-ner test test-slow test-distributed test-gpu lint format clean
+.PHONY: setup extensions demo demo-ner test test-slow test-distributed test-gpu test-slurm lint format clean
 .DEFAULT_GOAL := demo
 
 setup: $(CORE) $(DEV)
@@ -40,7 +40,7 @@ demo-ner: $(CORE)
 	@$(BIN)/posttrain demo --ner
 
 test: setup
-	@$(PYTEST) -m 'not slow and not distributed'
+	@$(PYTEST) -m 'not slow and not distributed and not slurm'
 
 # Whole runs that are killed, resumed, or shared by two processes.
 test-slow: setup
@@ -53,6 +53,10 @@ test-gpu: setup
 # Every strategy of accelerate_configs/ with every trainer, on two processes: no second pytest worker beside them.
 test-distributed: setup
 	@$(PYTEST) --numprocesses 0 -m distributed
+
+# Chains on a cluster of two nodes, which it brings up on this machine: needs root, and the packages in .ci/run.
+test-slurm: setup
+	@$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: setup
 	@$(BIN)/ruff format --check .

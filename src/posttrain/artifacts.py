@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -139,7 +140,8 @@ def write_lineage(run_dir: Path, lineage: Lineage) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write and flush a sibling, then rename: a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of several machines may have one number.
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

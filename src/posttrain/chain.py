@@ -29,15 +29,15 @@ from .config import StageConfig, build, read_yaml
 from .errors import EXIT_USER_ERROR, ArtifactError, ConfigError, LaunchError
 from .evaluation import in_percent
 from .identity import stage_key
-from .launch import accelerate_config, build_command, check_config, die_with_parent, environment
+from .launch import build_command, die_with_parent, environment
+from .launch.settings import LaunchSettings, read_launch
 from .methods import check_takeover
 from .redact import redact_values
 from .settings import RECIPES
 from .terminal import Lines
 
 _KEYS = {"name", "stages", "launch", "output_dir"}
-_STAGE_KEYS = {"recipe", "config", "inputs", "overrides"}
-_LAUNCH_KEYS = {"accelerate_config"}
+_STAGE_KEYS = {"recipe", "config", "inputs", "overrides", "launch"}
 _OWNER = "chain.json"
 
 
@@ -50,6 +50,7 @@ class ChainStage:
     config_file: Path
     overrides: Mapping[str, Any]
     parents: Mapping[str, str]  # role -> stage name
+    launch: LaunchSettings
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Chain:
     path: Path
     output_dir: Path
     stages: tuple[ChainStage, ...]
-    launch_config: Path
+    launch_config: Path  # of stages that do not say their own
 
     def run_dir(self, stage: str) -> Path:
         return self.output_dir / stage
@@ -87,19 +88,16 @@ def read_chain(path: Path) -> Chain:
     raw = document.get("stages")
     if not isinstance(raw, dict) or not raw:
         raise ConfigError(f"{path}: stages must be a mapping of at least one stage, got {raw!r}")
-    launch = document.get("launch") or {}
-    if not isinstance(launch, dict):
-        raise ConfigError(f"{path}: launch must be a mapping, got {launch!r}")
-    _known(launch, _LAUNCH_KEYS, f"{path}: launch")
+    launch = read_launch(document.get("launch"), f"{path}: launch", beside=path.parent)
     output_dir = Path(os.path.expanduser(str(document.get("output_dir") or f"runs/{name}")))
-    stages = [_read_stage(path, output_dir, n, raw[n], set(raw)) for n in raw]
+    stages = [_read_stage(path, output_dir, n, raw[n], set(raw), launch) for n in raw]
     _check_takeovers(path, {stage.name: stage for stage in stages})
-    config_file = accelerate_config(launch.get("accelerate_config"), path.parent)
-    check_config(config_file)
-    return Chain(name, path, output_dir, tuple(_in_order(stages, path)), config_file)
+    return Chain(name, path, output_dir, tuple(_in_order(stages, path)), launch.accelerate_config)
 
 
-def _read_stage(path: Path, output_dir: Path, name: str, raw: Any, names: set[str]) -> ChainStage:
+def _read_stage(
+    path: Path, output_dir: Path, name: str, raw: Any, names: set[str], launch: LaunchSettings
+) -> ChainStage:
     where = f"{path}: stages.{name}"
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: expected {{recipe, config, inputs}}, got {raw!r}")
@@ -127,7 +125,8 @@ def _read_stage(path: Path, output_dir: Path, name: str, raw: Any, names: set[st
         {**overrides, "output_dir": str(output_dir / name), "inputs": inputs},
         source=str(file),
     )
-    return ChainStage(name, config, file, overrides, parents)
+    own = read_launch(raw.get("launch"), f"{where}.launch", beside=path.parent, default=launch)
+    return ChainStage(name, config, file, overrides, parents, own)
 
 
 def _check_takeovers(path: Path, stages: Mapping[str, ChainStage]) -> None:
@@ -247,7 +246,7 @@ def run(chain: Chain, *, only: str | None = None, dry_run: bool = False, view: L
             if p.action == "skip":
                 continue
             if p.stale:
-                _move_aside(chain, p.stage.name)
+                move_aside(chain, p.stage.name)
             _run_stage(chain, p.stage, f"[{number}/{len(plans)} {p.stage.name}]", shown)
         width = shown.width
     print(closing_table(chain, width), flush=True)
@@ -272,7 +271,7 @@ def take_chain_directory(chain: Chain, *, write: bool = True) -> None:
         write_atomically(owner, json.dumps(mine) + "\n")
 
 
-def _move_aside(chain: Chain, name: str) -> None:
+def move_aside(chain: Chain, name: str) -> None:
     """Keep an outdated result under .previous/: nothing that was paid for is deleted."""
     run_dir = chain.run_dir(name)
     target = chain.output_dir / ".previous" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -302,7 +301,7 @@ def _shell(value: Any) -> str:
 
 def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None:
     """Launch one stage; show its lines, keep them and its stderr, and end with its error when it fails."""
-    command = build_command(stage.config.recipe, stage_arguments(chain, stage), chain.launch_config)
+    command = build_command(stage.config.recipe, stage_arguments(chain, stage), stage.launch.accelerate_config)
     logs = chain.output_dir / ".logs"
     logs.mkdir(exist_ok=True)
     log = logs / f"{stage.name}.stderr"
@@ -313,7 +312,7 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=environment(chain.launch_config),
+            env=environment(stage.launch.accelerate_config),
             preexec_fn=die_with_parent,
         )
         assert process.stdout is not None
@@ -338,7 +337,7 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None
 
 
 _LAUNCHERS_OWN = "subprocess.CalledProcessError"
-_OUR_ERRORS = {"ConfigError", "DataError", "ArtifactError", "LaunchError", "GateError"}
+_OUR_ERRORS = {"ConfigError", "DataError", "ArtifactError", "LaunchError", "GateError", "UnreachableError"}
 
 
 def _without_launcher(text: str) -> str:

@@ -30,6 +30,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--plain", action="store_true", help="lines in place of the live view, on a terminal too")
     command.set_defaults(command=_run)
 
+    command = commands.add_parser("submit", help="a chain as Slurm jobs: one a stage, each after its inputs")
+    command.add_argument("chain", type=Path, help="the chain's YAML file, with launch.slurm")
+    command.add_argument("--after", nargs="+", default=[], metavar="JOB", help="the first stages wait for these jobs")
+    command.add_argument("--dry-run", action="store_true", help="write the scripts, print the graph, submit nothing")
+    command.set_defaults(command=_submit)
+
+    command = commands.add_parser("status", help="how a submitted chain fares: states, steps, losses, why it waits")
+    command.add_argument("chain", type=Path)
+    command.set_defaults(command=_status)
+
+    command = commands.add_parser("cancel", help="cancel a submitted chain's jobs")
+    command.add_argument("chain", type=Path)
+    command.set_defaults(command=_cancel)
+
     command = commands.add_parser(
         "demo", help="post-train a real 135M model on this machine, nothing downloaded from a hub"
     )
@@ -77,6 +91,27 @@ def _run(arguments: argparse.Namespace) -> None:
 
     chain = read_chain(arguments.chain)
     run(chain, only=arguments.only, dry_run=arguments.dry_run, view=choose_view(chain.name, plain=arguments.plain))
+
+
+def _submit(arguments: argparse.Namespace) -> None:
+    from .chain import read_chain
+    from .jobs import submit
+
+    submit(read_chain(arguments.chain), after=arguments.after, dry_run=arguments.dry_run)
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from .chain import read_chain
+    from .status import status
+
+    print(status(read_chain(arguments.chain)))
+
+
+def _cancel(arguments: argparse.Namespace) -> None:
+    from .chain import read_chain
+    from .jobs import cancel
+
+    cancel(read_chain(arguments.chain))
 
 
 def _demo(arguments: argparse.Namespace) -> None:

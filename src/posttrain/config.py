@@ -162,7 +162,7 @@ def build(
     for key, (value, where) in given.items():
         if key not in types:
             raise ConfigError(_unknown_key(key, types, where, recipe))
-        checked[key] = _check(key, value, types[key], ranges.get(key, {}), where)
+        checked[key] = check_value(key, value, types[key], ranges.get(key, {}), where)
 
     values = {f.name: f.default for part in spec.parts for f in dataclasses.fields(part)} | dict(spec.defaults)
     values |= {k: v for k, v in checked.items() if "." not in k}
@@ -220,7 +220,8 @@ def _unknown_key(key: str, types: Mapping[str, Any], where: str, recipe: str) ->
     return f"{where}: unknown key {key!r}; {hint}"
 
 
-def _check(key: str, value: Any, type_: Any, limits: Mapping[str, Any], where: str) -> Any:
+def check_value(key: str, value: Any, type_: Any, limits: Mapping[str, Any], where: str) -> Any:
+    """`value` as `type_` and within `limits`, a dataclass field's metadata. Raises ConfigError."""
     try:
         value = coerce(value, type_)
     except ValueError as error:

@@ -2,21 +2,30 @@
 
 The command line and the recipes print these without a traceback and leave with `EXIT_USER_ERROR`; anything else is a
 bug and keeps its traceback.
+
+A launcher between a process and whoever started it makes every failure an exit code 1. So a run that is given a folder
+for it (`POSTTRAIN_STATE`) also leaves there what it ended with: a file `exit-CODE.rank-RANK` with the message.
 """
 
 import errno
+import json
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-EXIT_USER_ERROR = 2
+EXIT_BUG, EXIT_USER_ERROR, EXIT_UNREACHABLE, EXIT_STOPPED = 1, 2, 75, 85
+STATE = "POSTTRAIN_STATE"
 
 
 class PosttrainError(Exception):
     """Base of every error that is the user's to mend."""
+
+    exit_code = EXIT_USER_ERROR
 
 
 class ConfigError(PosttrainError):
@@ -39,8 +48,20 @@ class GateError(PosttrainError):
     """A stage that ran, and did not prove what the next stage relies on."""
 
 
+class UnreachableError(PosttrainError):
+    """A node that does not answer: nothing to mend in the configuration, so that another start may go well."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class StoppedError(PosttrainError):
+    """Not a failure: a run that was asked to stop, and left a checkpoint to go on from."""
+
+    exit_code = EXIT_STOPPED
+
+
 def run_main(main: Callable[[], None]) -> None:
-    """Run `main`, and turn a user's mistake into one message on stderr and exit code 2.
+    """Run `main`, and turn a user's mistake into one message on stderr and its exit code.
 
     So is what one of several processes sees of another one's end: a message, rather than a traceback or silence.
     """
@@ -52,8 +73,11 @@ def run_main(main: Callable[[], None]) -> None:
         _leave(error)
     except Exception as error:
         if _others_are_gone(error):
-            _leave(LaunchError(f"{_rank()} has lost the others: {str(error).splitlines()[0]}. {_LOST}"))
+            lost = LaunchError(f"{_rank()} has lost the others: {str(error).splitlines()[0]}. {_LOST}")
+            lost.exit_code = EXIT_UNREACHABLE  # no mistake: another start may go well
+            _leave(lost)
         if not _disk_is_full(error):
+            _record(EXIT_BUG, f"{type(error).__name__}: {error}")
             raise
         where = getattr(error, "filename", None) or "in a save"
         _leave(
@@ -96,8 +120,23 @@ def _told_to_end(signum: int, frame: object) -> NoReturn:
 
 
 def _leave(error: PosttrainError) -> NoReturn:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_USER_ERROR)
+    message = f"{type(error).__name__}: {error}"
+    print(message, file=sys.stderr, flush=True)
+    _record(error.exit_code, message)
+    sys.exit(error.exit_code)
+
+
+def _record(code: int, message: str) -> None:
+    """Leave exit code and message where the job looks for them; on a full disk at least the file's name."""
+    if STATE not in os.environ:
+        return
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_NODEID") or "0"
+    record = {"rank": int(rank), "node": socket.gethostname(), "time": time.time(), "message": message}
+    try:
+        with open(os.path.join(os.environ[STATE], f"exit-{code}.rank-{rank}"), "w", encoding="utf-8") as file:
+            json.dump(record, file)
+    except OSError as error:
+        print(f"{os.environ[STATE]}: {error}", file=sys.stderr, flush=True)
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

@@ -1,7 +1,9 @@
 """Draw completions from a policy, score them, rank them; or measure the policy. What `sample` and `evaluate` share."""
 
 import json
+import os
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,6 +16,7 @@ from .data import Row, Rows, load_rows
 from .errors import ConfigError, DataError, GateError
 from .evaluation import Completion, answer, exact_match, generate, in_percent, write_answers
 from .gates import dtype_of, same_outputs
+from .launch.stop import stop_if_asked
 from .logs import say
 from .models import check_base, check_tokenizer, load_base, load_tokenizer
 from .settings import DataSettings, EvaluationSettings, ModelSettings, SampleSettings
@@ -25,7 +28,21 @@ Judge = Callable[[Any, Sequence[Row], Sequence[Sequence[Completion]]], list[list
 
 
 def load_policy_and_tokenizer(stage: Stage) -> tuple[Any, Any]:
-    """The policy of `inputs.policy`, or the base model, with its tokenizer, verified. Raises a PosttrainError."""
+    """The policy of `inputs.policy`, or the base model, with its tokenizer, verified. Raises a PosttrainError.
+
+    Where there are GPUs, each process has its own.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    policy, tokenizer = _load_policy_and_tokenizer(stage)
+    if torch.cuda.is_available() and not getattr(policy, "is_quantized", False):
+        policy.to(torch.cuda.current_device())
+    return policy, tokenizer
+
+
+def _load_policy_and_tokenizer(stage: Stage) -> tuple[Any, Any]:
     settings = stage.config.part(ModelSettings)
     base = check_base(settings, stage.policy)
     tokenizer = load_tokenizer(base, settings)
@@ -122,15 +139,22 @@ def as_turn(prompt: Any, text: str) -> Any:
 
 
 def draw(stage: Stage, policy: Any, tokenizer: Any, prompts: Rows) -> list[list[Completion]]:
-    """Completions of every prompt; each batch is written when drawn and read back by a resumed run."""
+    """Completions of every prompt; each batch is written when drawn and read back by a resumed run.
+
+    Several processes share the batches out, and wait for each other's files: a batch is seeded by its place, so that
+    their number changes nothing. Raises StoppedError between two batches, when the run was asked to stop.
+    """
     settings, generation = stage.config.part(SampleSettings), stage.config.part(EvaluationSettings)
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder = stage.run_dir / "drawn"
     folder.mkdir(exist_ok=True)
     drawn: list[list[Completion]] = []
     size = max(1, generation.generation_batch_size // settings.num_samples)
-    for start in range(0, len(prompts), size):
+    starts = range(0, len(prompts), size)
+    for start in starts[rank::processes]:
         path = folder / f"{start:07d}.json"
         if not path.is_file():
+            stop_if_asked(f"with {start} of {len(prompts)} prompts drawn")
             batch = generate(
                 policy,
                 tokenizer,
@@ -143,6 +167,10 @@ def draw(stage: Stage, policy: Any, tokenizer: Any, prompts: Rows) -> list[list[
             )
             write_atomically(path, json.dumps([[asdict(c) for c in cs] for cs in batch]))
             say(f"step {min(start + size, len(prompts))}/{len(prompts)}  prompts drawn")
+    for start in starts:
+        path = folder / f"{start:07d}.json"
+        while not path.is_file():  # another process is drawing it; if it dies, the launcher ends this one
+            time.sleep(0.2)
         drawn += [[Completion(**c) for c in cs] for cs in json.loads(path.read_text(encoding="utf-8"))]
     return drawn
 
@@ -202,10 +230,10 @@ def finish(stage: Stage, pairs: list[Row]) -> None:
     random.Random(stage.config.part(EvaluationSettings).seed).shuffle(prompts)
     held_out = set(prompts[: round(len(prompts) * settings.validation_share)])
     out = stage.run_dir / "data"
-    out.mkdir(exist_ok=True)
     for name, keep in (("train", False), ("validation", True)):
         rows = [p for p in pairs if (json.dumps(p["prompt"]) in held_out) == keep]
-        if rows:
+        if rows and stage.is_main:
+            out.mkdir(exist_ok=True)
             _write_jsonl(out / f"{name}.jsonl", rows)
     say(f"{len(pairs)} pairs from {m['prompts']} prompts; mean score {m['mean_score']:.3f}; {m['stopped']:.1%} stopped")
     stage.close(kind="data", result="data")

@@ -44,9 +44,12 @@ from .data import Rows, load_hub, load_rows
 from .errors import ArtifactError, DataError, LaunchError
 from .gates import Gate
 from .identity import stage_key
+from .launch import preflight
+from .launch.stop import stop_at_request
 from .logs import METRICS, say
 from .methods import METHODS
 from .models import template_sha256, tokenizer_sha256
+from .order import keep_order
 from .parallel import extensions, fsdp, launched
 from .parallel.checkpoints import WRITTEN_BY, check_resumable, mark_whole
 from .precision import decide, describe_weights, take_off_autocast
@@ -60,6 +63,7 @@ from .zero import load_whole, make_whole
 
 MARKER = "stage.json"  # written when a run directory is taken: whose it is
 CHECKPOINTS = "checkpoints"
+LOCK_S = 120  # a job that starts again on other nodes may find one process of its last try still dying
 
 
 class Stage:
@@ -67,7 +71,8 @@ class Stage:
 
     def __init__(self, config: StageConfig) -> None:
         self.config = config
-        self.launch = launched.check_launch(config.recipe, trains=RECIPES[config.recipe].trainer is not None)
+        shared = RECIPES[config.recipe].trainer is not None or config.recipe == "sample"
+        self.launch = launched.check_launch(config.recipe, trains=shared)
         sizes = (int(config.values.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline"))
         self.launch = dataclasses.replace(self.launch, split=math.prod(sizes))
         if self.launch.strategy.startswith("zero"):
@@ -191,13 +196,18 @@ class Stage:
             )
 
     def train(self, trainer: Any) -> None:
-        """Train to the end, from the last whole checkpoint when an earlier try was cut off."""
+        """Train to the end, from the last whole checkpoint when an earlier try was cut off.
+
+        Raises StoppedError, with a checkpoint saved, when the run was asked to stop.
+        """
         from transformers import PrinterCallback
 
         from .parallel.order import share_order
 
         if trainer.args.train_sampling_strategy == "group_by_length":
             know_lengths(trainer)
+            if trainer.args.world_size == 1:
+                keep_order(trainer, self.run_dir / CHECKPOINTS)
         checkpoint = self.checkpoint
         step = 0
         if checkpoint is not None:
@@ -214,6 +224,7 @@ class Stage:
         trainer.add_callback(launched.watch_wrapper(trainer, self.launch))
         trainer.add_callback(mark_whole(self.launch))
         self.track(trainer, step)
+        trainer.add_callback(stop_at_request())
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         make_whole(trainer)
         fsdp.make_whole(trainer)
@@ -323,9 +334,14 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
         settings = stage.config.part(TrackingSettings)
         choice = choose(settings)
         take_directory(stage.run_dir, stage.key, recipe)
-        stage.lock = lock(stage.run_dir)
+        stage.lock = lock(stage.run_dir, wait_s=LOCK_S if preflight.num_nodes() > 1 else 0)
         stage.config.write(stage.run_dir / "config.yaml")
         stage.tracker = Tracker(identify(stage.run_dir, stage.key, recipe), choice, settings)
+    else:
+        wait_until_taken(stage.run_dir, stage.key)
+    if preflight.num_nodes() > 1:
+        nodes, took = preflight.num_nodes(), preflight.all_reduce()
+        say(f"preflight: all-reduce over {os.environ['WORLD_SIZE']} ranks on {nodes} nodes in {took:.2f} s")
     say(f"{recipe}: {stage.config.source} -> {stage.run_dir}  key {stage.key[:12]}")
     for note in stage.config.notes:
         say(f"note: {note}")
@@ -410,6 +426,13 @@ def take_directory(run_dir: Path, key: str, recipe: str) -> None:
     write_atomically(marker, json.dumps({"key": key, "recipe": recipe}) + "\n")
 
 
+def wait_until_taken(run_dir: Path, key: str) -> None:
+    """Wait for the first process to take the directory. If it refuses instead, the launcher ends this one."""
+    marker = run_dir / MARKER
+    while not marker.is_file() or json.loads(marker.read_text(encoding="utf-8"))["key"] != key:
+        time.sleep(0.05)
+
+
 def _has_work(run_dir: Path) -> bool:
     """Whether something was computed there; a run that was refused for its data leaves nothing to keep."""
     return any((run_dir / CHECKPOINTS).glob("checkpoint-*")) or any(
@@ -417,17 +440,23 @@ def _has_work(run_dir: Path) -> bool:
     )
 
 
-def lock(run_dir: Path) -> IO[str]:
+def lock(run_dir: Path, *, wait_s: float = 0) -> IO[str]:
     """Hold the run directory for the life of this process: two writers would tear its checkpoints.
 
-    Raises LaunchError when another process holds it. The kernel lets go when the holder ends, however it ends.
+    Raises LaunchError when another process still holds it after `wait_s`. The kernel lets go when the holder ends,
+    however it ends.
     """
     file = (run_dir / ".lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise LaunchError(f"output_dir: another process is training in {run_dir}; wait for it or end it") from error
-    return file
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() < end:
+                time.sleep(1)
+                continue
+            raise LaunchError(f"output_dir: another process is training in {run_dir}; wait for it or end it") from error
+        return file
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

@@ -159,7 +159,7 @@ def read_facts(chain: Chain) -> ChainFacts:
 def read_stage(chain: Chain, stage: ChainStage) -> StageFacts:
     """One stage's directory."""
     run_dir, recipe = chain.run_dir(stage.name), stage.config.recipe
-    command = build_command(recipe, stage_arguments(chain, stage), chain.launch_config)
+    command = build_command(recipe, stage_arguments(chain, stage), stage.launch.accelerate_config)
     facts = StageFacts(
         stage.name, recipe, run_dir, "", "", stage.parents,
         redact(f"accelerate launch {shlex.join(_relative(word) for word in command[3:])}"),

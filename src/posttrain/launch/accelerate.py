@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config import read_yaml
-from .errors import LaunchError
-from .parallel import extensions
-from .parallel.launched import MEETING_S
+from ..config import read_yaml
+from ..errors import LaunchError
+from ..parallel import extensions
+from ..parallel.launched import MEETING_S
 
-ROOT = Path(__file__).resolve().parents[2]  # the checkout: recipes/ and accelerate_configs/ stand beside src/
+ROOT = Path(__file__).resolve().parents[3]  # the checkout: recipes/ and accelerate_configs/ stand beside src/
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 

@@ -1,0 +1,107 @@
+"""A stage as a batch script: `job.sbatch.j2` filled in. Reads and writes no file, so that a dry run shows all of it."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import EXIT_STOPPED, EXIT_USER_ERROR
+from ..parallel import extensions
+from .accelerate import recipe_path
+from .settings import LaunchSettings
+from .slurm import comment
+
+KILL_S = 30  # before the time limit, a step that has not stopped by itself is killed, and the job requeued
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one stage's script is made from. Paths are absolute: it is read on other machines."""
+
+    chain: str
+    stage: str
+    key: str  # the stage's, see identity.py
+    recipe: str
+    arguments: Sequence[str]
+    launch: LaunchSettings
+    run_dir: Path
+    state: Path  # logs, and what the job and its ranks tell each other
+    script: Path
+    cwd: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.chain}/{self.stage}"
+
+    @property
+    def log(self) -> Path:
+        return self.state / "job.log"
+
+
+def render(job: Job) -> str:
+    """The batch script of a stage, for `sbatch`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    slurm = job.launch.slurm
+    assert slurm is not None
+    templates = Environment(
+        loader=PackageLoader("posttrain.launch", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    templates.filters["quote"] = shlex.quote
+    quoted = {
+        "script": job.script, "run_dir": job.run_dir, "state": job.state, "python": sys.executable,
+        "bin": Path(sys.executable).parent, "config": job.launch.accelerate_config.resolve(),
+        "recipe": recipe_path(job.recipe),
+    }  # fmt: skip
+    return templates.get_template("job.sbatch.j2").render(
+        {name: shlex.quote(str(path)) for name, path in quoted.items()},
+        chain=job.chain,
+        stage=job.stage,
+        slurm=slurm,
+        options=options(job),
+        arguments=_wrapped(job.arguments),
+        deepspeed=job.launch.distributed_type == "DEEPSPEED" and slurm.nodes > 1,
+        extensions=shlex.quote(str(extensions.FOLDER)) if extensions.FOLDER.is_dir() else None,
+        grace_s=slurm.signal_s - KILL_S,
+        exit_user_error=EXIT_USER_ERROR,
+        exit_stopped=EXIT_STOPPED,
+    )
+
+
+def options(job: Job) -> list[str]:
+    """The `#SBATCH` lines."""
+    slurm = job.launch.slurm
+    assert slurm is not None
+    found = [
+        f"--job-name={_option(job.name)}",
+        f"--comment={_option(comment(job.key, job.run_dir))}",
+        f"--nodes={slurm.nodes}",
+        "--ntasks-per-node=1",
+    ]
+    asked = {
+        "partition": slurm.partition, "account": slurm.account, "gpus-per-node": slurm.gpus_per_node or None,
+        "cpus-per-task": slurm.cpus_per_task, "time": slurm.time, "constraint": slurm.constraint,
+    }  # fmt: skip
+    found += [f"--{option}={_option(value)}" for option, value in asked.items() if value is not None]
+    found += [*slurm.extra, f"--chdir={_option(job.cwd)}", f"--output={_option(job.log)}"]
+    return [*found, "--open-mode=append", "--requeue", f"--signal=B:USR1@{slurm.signal_s}"]
+
+
+def _option(value: object) -> str:
+    """sbatch reads quotes on an #SBATCH line, and no other escape."""
+    text = str(value)
+    return f'"{text}"' if any(c in text for c in " '|&()") else text
+
+
+def _wrapped(arguments: Sequence[str]) -> str:
+    """One option with its value a line."""
+    lines: list[str] = []
+    for word in arguments:
+        if word.startswith("--") or not lines:
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return f" \\{os.linesep}    ".join(lines)

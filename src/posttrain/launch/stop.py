@@ -1,0 +1,70 @@
+"""A run that is asked to stop: all its ranks save a checkpoint after the same step, and end.
+
+Whoever asks touches the file `stop` in the run's state folder (a batch script does, when its time is nearly over). A
+signal would reach ranks at different steps, or get lost while torch is imported; a file is found whenever a step ends.
+The ranks agree by a maximum over all of them on a group of its own, on the CPU: no GPU waits for it.
+
+transformers' `enable_jit_checkpoint` is not used: its ranks do not agree.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import STATE, StoppedError
+
+STOP = "stop"
+
+
+def stop_file() -> Path | None:
+    """Where a request to stop would be found; None when nobody could make one."""
+    return Path(os.environ[STATE], STOP) if STATE in os.environ else None
+
+
+def stop_if_asked(what: str) -> None:
+    """For work in pieces that are kept one by one. Raises StoppedError between two of them."""
+    file = stop_file()
+    if file is not None and file.exists():
+        raise StoppedError(f"stopped as asked, {what}; the same command goes on from there")
+
+
+def stop_at_request() -> Any:
+    """A callback that looks for the file after each step, and raises StoppedError once the checkpoint is saved.
+
+    Add it last: when it raises, all else has had its say about that step.
+    """
+    import torch
+    import torch.distributed as dist
+    from transformers import TrainerCallback
+
+    file = stop_file()
+
+    class StopAtRequest(TrainerCallback):  # type: ignore[misc]
+        stopping = postponed = False
+        group: Any = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if file is not None and args.world_size > 1:
+                self.group = dist.new_group(backend="gloo")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if file is None or state.global_step >= state.max_steps:
+                return
+            asked = torch.tensor(int(file.exists()))
+            if self.group is not None:
+                dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self.group)
+            # What is due at the end of an epoch, an evaluation say, comes after the end of its last step, and a resumed
+            # run would begin behind it: stop one step later. Not for ever, where an epoch is one step.
+            if asked and state.epoch == int(state.epoch) and not self.postponed:
+                self.postponed = True
+            elif asked:
+                self.stopping = control.should_save = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not self.stopping:
+                return
+            if self.group is not None:
+                dist.barrier(group=self.group)  # each has written its part
+            raise StoppedError(f"stopped as asked, after step {state.global_step}; the same command goes on from there")
+
+    return StopAtRequest()

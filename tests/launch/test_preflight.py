@@ -1,0 +1,139 @@
+"""Real sockets and a real all-reduce between processes of this machine; one of them does not come."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from posttrain.errors import EXIT_UNREACHABLE, UnreachableError
+from posttrain.launch.preflight import roll_call
+
+NODES = ["localhost", "n2", "n3"]
+
+
+def free_port():
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+def call(ranks, *, wait_s):
+    """The roll call of these ranks, each in a thread; what each returned or raised."""
+    port, results = free_port(), {}
+
+    def answer(rank):
+        try:
+            results[rank] = roll_call(NODES, rank, port, wait_s=wait_s)
+        except UnreachableError as error:
+            results[rank] = str(error)
+
+    threads = [threading.Thread(target=answer, args=(rank,)) for rank in ranks]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join(30)
+    return results
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_all_answer_whoever_is_first(order):
+    results = call(order, wait_s=20)
+    assert sorted(results) == [0, 1, 2]
+    assert all(isinstance(took, float) and took < 20 for took in results.values())
+
+
+def test_every_node_hears_who_is_missing():
+    results = call((0, 2), wait_s=1)
+    assert sorted(results) == [0, 2]
+    assert all(
+        said.startswith("n2 of the nodes localhost, n2, n3 did not answer within 1 s") for said in results.values()
+    )
+
+
+def test_the_first_node_is_missing():
+    results = call((1, 2), wait_s=0.5)
+    assert all(said.startswith("localhost of the nodes") for said in results.values())
+    assert len(results) == 2
+
+
+def test_a_stranger_is_not_counted():
+    port = free_port()
+    errors = []
+
+    def first():
+        try:
+            roll_call(NODES[:2], 0, port, wait_s=1.5)
+        except UnreachableError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    for hello in (b"GET / HTTP/1.1\r\n\r\n", b'{"rank": 1, "nodes": ["a", "b"]}\n', b"[1]\n"):
+        for _ in range(50):
+            try:
+                with socket.create_connection(("localhost", port), timeout=1) as peer:
+                    peer.sendall(hello)
+                break
+            except OSError:
+                time.sleep(0.02)
+    thread.join(20)
+    assert errors and errors[0].startswith("n2 of the nodes")
+
+
+REDUCE = """
+import os, sys
+from posttrain.errors import run_main
+from posttrain.launch.preflight import all_reduce
+
+def main():
+    if sys.argv[1] == "absent":
+        return
+    all_reduce(wait_s=float(sys.argv[2]))
+    import torch.distributed as dist
+    dist.init_process_group("gloo")  # what training does next, with the same address
+    import torch
+    ones = torch.ones(1)
+    dist.all_reduce(ones)
+    print("sum", int(ones))
+
+run_main(main)
+"""
+
+
+def start_ranks(tmp_path, *, absent=(), wait_s):
+    port = free_port()
+    common = {
+        **os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1",
+        "LOCAL_RANK": "0", "POSTTRAIN_NODES": "n1,n2", "POSTTRAIN_STATE": str(tmp_path), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", REDUCE, "absent" if rank in absent else "here", str(wait_s)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**common, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+def test_the_all_reduce_leaves_the_way_free_for_training(tmp_path):
+    ranks = start_ranks(tmp_path, wait_s=120)
+    for rank in ranks:
+        out, err = rank.communicate(timeout=180)
+        assert rank.returncode == 0, err
+        assert "sum 2" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_does_not_come_is_named_by_its_node(tmp_path):
+    ranks = start_ranks(tmp_path, absent=(1,), wait_s=3)
+    _, err = ranks[0].communicate(timeout=180)
+    ranks[1].communicate(timeout=180)
+    assert ranks[0].returncode == EXIT_UNREACHABLE
+    assert "UnreachableError: all-reduce over 2 ranks: n2 did not answer (rank 1)" in err
+    assert "Traceback" not in err
+    # The job finds it here, and starts again: this is no mistake in a configuration.
+    assert [path.name for path in tmp_path.iterdir()] == [f"exit-{EXIT_UNREACHABLE}.rank-0"]
