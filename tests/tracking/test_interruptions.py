@@ -56,14 +56,15 @@ def steps_of(run):
 def inspect(folder):
     """What W&B's own reader finds in a run's file, record by record."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", str(folder), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=folder)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def sync(server, folders, *options):
     command = [sys.executable, "-m", "wandb", "sync", "--yes", *options, *map(str, folders)]
     environment = {**os.environ, **server.environment()}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    where = folders[0].parent.parent  # W&B's tools leave their own logs where they are run
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, cwd=where)
 
 
 def test_a_refused_key_a_kill_and_a_sync(start, tmp_path):
