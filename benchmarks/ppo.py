@@ -26,7 +26,7 @@ from posttrain.launch import die_with_parent
 
 TRL, TRL_VERSION = CACHE / "trl-1.12.0", "1.12.0"
 OURS = {"head": "ours, value head", "adapter": "ours, value adapter"}
-PHASES = ("rollout", "scoring", "evaluating", "forward", "backward")
+PHASES = ("generation", "scoring", "evaluating", "forward", "backward")
 PROMPTS, WORDS_A_PROMPT = 64, 12
 KL_LEVELS, SMOOTHED = (5, 10, 20, 40), 3  # nats a completion; updates
 
@@ -113,10 +113,11 @@ def scale(size: str, batch: int, updates: int) -> None:
         trained = drawn + r["rollout_size"] * r["prompt_tokens"]
         # On CUDA a phase ends before its kernels do, but those of a rollout are waited for.
         seconds, phases = _median(r["seconds"]), r["phases"]
-        update = seconds - phases["rollout"] - phases["scoring"] - phases["evaluating"]
+        update = seconds - phases["generation"] - phases["scoring"] - phases["evaluating"]
         share = 4e-9 * r["parameters"] * trained / update / peak
         print(
-            f"{title:<22} rollout {drawn / phases['rollout']:,.0f} tokens/s, update {trained / update:,.0f} tokens/s "
+            f"{title:<22} rollout {drawn / phases['generation']:,.0f} tokens/s, "
+            f"update {trained / update:,.0f} tokens/s "
             f"({share:.0%} of peak), {seconds:.2f} s in all, {r['peak_bytes'] / 2**30:.2f} GiB, {r['device']}",
             flush=True,
         )

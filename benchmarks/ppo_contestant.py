@@ -148,7 +148,7 @@ def run_trl():
         return wrapper
 
     drawn = []
-    generation = timed("rollout", ppo_trainer.batch_generation)
+    generation = timed("generation", ppo_trainer.batch_generation)
 
     def batch_generation(model, queries, *args):
         out = generation(model, queries, *args)
@@ -231,7 +231,7 @@ report = {
     "seconds": [u["seconds"] for u in timed_updates],
     "phases": {
         phase: sum(u.get(phase, 0.0) for u in timed_updates) / len(timed_updates)
-        for phase in ("rollout", "scoring", "evaluating", "forward", "backward")
+        for phase in ("generation", "scoring", "evaluating", "forward", "backward")
     },
     "peak_bytes": (
         torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -26,15 +26,17 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = {  # by name in the table; tensor and pipeline parallelism have a line of their own each
+CONFIGS = {  # by name in the table
     "ZeRO 0 (DDP)": "ddp", "ZeRO 1": "zero1", "ZeRO 2": "zero2", "ZeRO 2 + offload": "zero2_offload", "ZeRO 3": "zero3",
-    "ZeRO 3 + offload": "zero3_offload", "FSDP2": "fsdp2",
+    "ZeRO 3 + offload": "zero3_offload", "FSDP2": "fsdp2", "Tensor": "tensor_parallel", "Pipeline": "pipeline",
 }  # fmt: skip
+SPLIT = ("tensor_parallel", "pipeline")  # one model over all processes
 MIB = 2**20
 KINDS = ("parameters", "gradients", "optimizer", "activations", "other")
 # DeepSpeed's attributes of gradients, and of the copy that it steps (0.19).
@@ -51,6 +53,8 @@ def formula(config: str, parameters: int, processes: int) -> dict[str, float]:
     stage = {"ddp": 0, "fsdp2": 3}.get(config, int(config[4]) if config.startswith("zero") else 0)
     copy = 4 if config.startswith("zero") else 0
     share = {True: 1 / processes, False: 1.0}
+    if config in SPLIT:
+        stage = 3
     return {
         "parameters": 4 * parameters * share[stage >= 3],
         "gradients": 4 * parameters * share[stage >= 2],
@@ -184,12 +188,22 @@ class Saved:
         self.hooks.__exit__(*error)
 
 
+def llama(args: argparse.Namespace) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=args.hidden, intermediate_size=4 * args.hidden, num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden // 32, num_key_value_heads=args.hidden // 32, vocab_size=args.vocab,
+        max_position_embeddings=args.tokens, tie_word_embeddings=True, use_cache=False,
+    )  # fmt: skip
+
+
 def measure(config: str, args: argparse.Namespace) -> dict[str, Any]:
     """Train a few steps under a configuration, in the processes of this launch."""
     import torch
     from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     from posttrain.parallel import fsdp
     from posttrain.zero import load_whole
@@ -205,13 +219,7 @@ def measure(config: str, args: argparse.Namespace) -> dict[str, Any]:
     gc.collect()
     before = {storage.data_ptr() for tensor in live() for storage in storages(tensor)}  # of the strategy before
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=args.hidden, intermediate_size=4 * args.hidden, num_hidden_layers=args.layers,
-            num_attention_heads=args.hidden // 32, num_key_value_heads=args.hidden // 32, vocab_size=args.vocab,
-            max_position_embeddings=args.tokens, tie_word_embeddings=True, use_cache=False,
-        )
-    )  # fmt: skip
+    model = LlamaForCausalLM(llama(args))
     parameters = sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     if config.startswith("zero"):
@@ -262,6 +270,70 @@ def measure(config: str, args: argparse.Namespace) -> dict[str, Any]:
     return {"parameters": parameters, "held": held, "step_s": statistics.median(seconds)}
 
 
+def measure_split(config: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Train a few steps of a model that all processes of this launch hold together, in parts of layers or in stages.
+
+    The embeddings are tied: the first stage has them, the last a copy. Activations are those of all micro-batches.
+    """
+    import torch
+    import torch.distributed as dist
+    import torch.nn.functional as F
+    from transformers import LlamaForCausalLM
+
+    from posttrain.parallel import gradients as gradients_of
+    from posttrain.parallel.layout import Layout
+    from posttrain.parallel.mesh import Mesh
+    from posttrain.parallel.pipeline import Pipeline
+    from posttrain.parallel.stages import Cut
+    from posttrain.parallel.tensor import shard
+
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    gc.collect()
+    before = {storage.data_ptr() for tensor in live() for storage in storages(tensor)}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(llama(args)).to(device)
+    parameters = sum(p.numel() for p in model.parameters())
+    processes, staged = dist.get_world_size(), config == "pipeline"
+    mesh = Mesh(Layout(1, processes if staged else 1, 1 if staged else processes, "1f1b", args.rows), device)
+    cut = Cut(model, mesh) if staged else shard(model, mesh.devices["tensor"])
+    pipeline = Pipeline(model, mesh, autocast=nullcontext) if staged else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    ids = torch.randint(args.vocab, (args.rows, args.tokens), device=device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def score(k: int, hidden: Any) -> Any:
+        logits = model(inputs_embeds=hidden).logits[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1), ids[k : k + 1, 1:].flatten()) / args.rows
+
+    seconds, held = [], {}
+    for step in range(args.steps):
+        begun = time.perf_counter()
+        counted = step == 1
+        if counted:
+            found = Gradients(model, optimizer, before)
+        with Saved(model) if counted else nullcontext() as saved:
+            if pipeline is None:
+                loss = model(input_ids=ids, labels=ids).loss
+            else:
+                pipeline.run(batch, args.rows, score, train=True)
+        if pipeline is None:
+            loss.backward()
+            del loss
+        gradients_of.reduce(model, mesh)
+        if counted:
+            gc.collect()
+            held = {**count(model, optimizer, before), **found.done(), "activations": saved.bytes}
+        gradients_of.clip(model, mesh, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if step >= 2:
+            seconds.append(time.perf_counter() - begun)
+    del cut
+    return {"parameters": parameters, "held": held, "step_s": statistics.median(seconds)}
+
+
 def work(args: argparse.Namespace) -> None:
     """One process of a launch: every configuration in turn; rank 0 writes what it saw."""
     from unittest import mock
@@ -279,7 +351,8 @@ def work(args: argparse.Namespace) -> None:
         made = accelerate_environment(ROOT / "accelerate_configs" / f"{config}.yaml")
         made = {key: value for key, value in made.items() if value != "auto"}  # a Trainer fills these in
         with mock.patch.dict(os.environ, made):
-            found[config] = measure(config, args)
+            split = config in SPLIT and int(os.environ["WORLD_SIZE"]) > 1
+            found[config] = measure_split(config, args) if split else measure(config, args)
         gc.collect()
         if dist.is_initialized():
             dist.barrier()

@@ -1,10 +1,14 @@
 """What a split model cannot do is refused by its configuration, its launch or its model, before weights are read."""
 
+import json
+
 import pytest
 from transformers import AutoConfig
 
 from posttrain.config import build
 from posttrain.errors import ConfigError, LaunchError
+from posttrain.parallel.checkpoints import WRITTEN_BY, check_resumable
+from posttrain.parallel.launched import Launch
 from posttrain.parallel.layout import Layout, read_layout, split
 
 BOTH = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
@@ -140,3 +144,29 @@ def test_a_model_that_cannot_be_split_so_is_refused(launched, base, model, keys,
     launched(8)
     with pytest.raises(ConfigError, match=says):
         read_layout(settings(**keys), base(**{"intermediate_size": 128, **model}))
+
+
+ONE, DDP = Launch(1, "one"), Launch(2, "ddp")
+SPLIT, BLOOM = Launch(2, "ddp", split=2), Launch(8, "ddp", split=4)
+
+
+@pytest.mark.parametrize(
+    ("wrote", "now"), [(ONE, SPLIT), (SPLIT, ONE), (DDP, BLOOM), (BLOOM, Launch(4, "ddp", split=2))]
+)
+def test_a_checkpoint_goes_on_in_as_many_copies(tmp_path, wrote, now):
+    (tmp_path / WRITTEN_BY).write_text(json.dumps(wrote.to_dict()))
+    check_resumable(tmp_path, now)
+
+
+@pytest.mark.parametrize(
+    ("wrote", "now", "says"),
+    [
+        (DDP, SPLIT, "another number of rows"),
+        (SPLIT, BLOOM, "another number of rows"),
+        (Launch(2, "zero2"), BLOOM, "laid out in another way"),
+    ],
+)
+def test_a_checkpoint_of_other_copies_or_files_is_refused(tmp_path, wrote, now, says):
+    (tmp_path / WRITTEN_BY).write_text(json.dumps(wrote.to_dict()))
+    with pytest.raises(LaunchError, match=says):
+        check_resumable(tmp_path, now)
