@@ -25,7 +25,8 @@ def rendered(chain: str, folder: Path) -> dict[str, str]:
     path = ROOT / "recipes" / "configs" / chain / "chain.yaml"
     done = subprocess.run(
         [sys.executable, "-m", "posttrain.cli", "submit", str(path), "--dry-run"],
-        capture_output=True, text=True, cwd=folder, check=True, env={**os.environ, "PATH": str(Path(sys.executable).parent)},
+        capture_output=True, text=True, cwd=folder, check=True,
+        env={**os.environ, "PATH": str(Path(sys.executable).parent)},
     )  # fmt: skip
     script = _at_home((folder / "runs" / chain / ".slurm" / "sft.sbatch").read_text(), folder)
     return {
