@@ -180,7 +180,7 @@ def test_every_panel_names_metrics_that_were_recorded(recorded):
 def posttrain(recorded, *arguments):
     environment = {**os.environ, **recorded.server.environment()}
     command = [sys.executable, "-m", "posttrain.cli", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=recorded.folder)
 
 
 def test_the_workspace_is_saved_and_saved_over(recorded):

@@ -56,14 +56,15 @@ def steps_of(run):
 def inspect(folder):
     """What W&B's own reader finds in a run's file, record by record."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", str(folder), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=folder)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def sync(server, folders, *options):
     command = [sys.executable, "-m", "wandb", "sync", "--yes", *options, *map(str, folders)]
     environment = {**os.environ, **server.environment()}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    where = folders[0].parent.parent  # W&B's tools leave their own logs where they are run
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, cwd=where)
 
 
 def test_a_refused_key_a_kill_and_a_sync(start, tmp_path):
@@ -82,13 +83,13 @@ def test_a_refused_key_a_kill_and_a_sync(start, tmp_path):
     assert "left behind" not in output and "not started" not in output
 
     folders = sorted((run / "wandb").glob("offline-run-*"))
-    assert len(folders) == 2
+    assert len(folders) in (1, 2)  # the first is gone if W&B had not written it yet, and told again
     runs = [next(r["run"] for r in inspect(f) if r["type"] == "run") for f in folders]
     identity = json.loads((run / "tracking.json").read_text())["id"]
     assert {r["run_id"] for r in runs} == {identity}
     assert {(r["run_group"], r["job_type"]) for r in runs} == {("run", "run")}
     seen = [[r["history"]["item"]["_step"] for r in inspect(f) if r["type"] == "history"] for f in folders]
-    assert [*seen[0], *seen[1]] == list(range(1, STEPS + 1)), reached
+    assert [step for steps in seen for step in steps] == list(range(1, STEPS + 1)), reached
 
     here = recorded_numbers(run)
     assert {step for step, _ in here} == set(range(1, STEPS + 1))

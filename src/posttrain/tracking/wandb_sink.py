@@ -7,6 +7,7 @@ in each run's config too. What could not be sent stays in the run directory, for
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -110,15 +111,19 @@ def offline_runs(run_dir: Path) -> list[Path]:
 
 
 def last_step(files: list[Path]) -> int:
-    """The last step in W&B's own files; -1: none. A kill can leave a file without its last records."""
+    """The last step in W&B's own files; -1: none. A kill can leave a file without its last records.
+
+    One that it left without even its run is deleted, with its folder: `wandb sync` would stop there, and send nothing
+    of the run's other files either. The record has what it would have had.
+    """
     steps = [-1]
     for file in files:
         command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        for line in done.stdout.splitlines():
-            record = json.loads(line)
-            if record.get("type") == "history":
-                steps.append(int(record["history"]["item"]["_step"]))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=file.parent)
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        if not any(record.get("type") == "run" for record in records):
+            shutil.rmtree(file.parent)
+        steps += [int(r["history"]["item"]["_step"]) for r in records if r.get("type") == "history"]
     return max(steps)
 
 
