@@ -194,7 +194,8 @@ def _last_metrics(path: Path) -> dict[str, Any]:
 
 
 def _step(last: dict[str, Any]) -> str:
-    return f"{last['step']}/{last['max_steps']}" if "step" in last else ""
+    """A stage that does not train has a record too, of its end only."""
+    return f"{last['step']}/{last['max_steps']}" if "max_steps" in last else ""
 
 
 def _number(last: dict[str, Any], key: str) -> str:

@@ -18,11 +18,15 @@ BLOCK = re.compile(r"<!-- (\S+) (\S+) -->\n```\w*\n(.*?)```\n", re.DOTALL)
 
 
 def rendered(chain: str, folder: Path) -> dict[str, str]:
-    """What the page shows of a chain: its file, what a dry run prints, and parts of its first stage's script."""
+    """What the page shows of a chain: its file, what a dry run prints, and parts of its first stage's script.
+
+    No Slurm is on the path: a machine of this name may have a cluster, or a client that looks for one for a minute.
+    """
     path = ROOT / "recipes" / "configs" / chain / "chain.yaml"
     done = subprocess.run(
         [sys.executable, "-m", "posttrain.cli", "submit", str(path), "--dry-run"],
-        capture_output=True, text=True, cwd=folder, check=True, env={**os.environ, "SLURM_CONF": "/nowhere"},
+        capture_output=True, text=True, cwd=folder, check=True,
+        env={**os.environ, "PATH": str(Path(sys.executable).parent)},
     )  # fmt: skip
     script = _at_home((folder / "runs" / chain / ".slurm" / "sft.sbatch").read_text(), folder)
     return {
