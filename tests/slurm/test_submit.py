@@ -72,7 +72,7 @@ def test_stale_and_foreign_ids(cluster, write_chain, frozen, tmp_path):
     ids = tmp_path / "runs" / ".slurm" / "jobs.json"
     script = tmp_path / "other.sh"
     script.write_text("#!/bin/bash\n")
-    other = cluster.slurm("sbatch", "--parsable", "--job-name=thesis", str(script)).strip()
+    other = cluster.slurm("sbatch", "--parsable", "--output=/dev/null", "--job-name=thesis", str(script)).strip()
     posttrain("submit", chain, "--dry-run")
     ids.write_text(json.dumps({"sft": other}))
     said = posttrain("submit", chain, expect=2)
