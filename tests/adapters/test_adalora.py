@@ -23,7 +23,7 @@ def first_loss(recipe: str, method: str, model, rows, out, accumulated: int) -> 
         "--adapter.r", 4, "--learning_rate", 1e-9, *ARGUMENTS[recipe],
     )  # fmt: skip
     logs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return next(record["loss"] for record in logs if "loss" in record)
+    return next(record["train/loss"] for record in logs if "train/loss" in record)
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from conftest import ROOT
 from distributed.split_runs import CELLS, RESUMED, SAVED, STEPS, Cell, chosen
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from posttrain.artifacts import verify
 from posttrain.gates import probe_logprobs
 from posttrain.launch import build_command, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.distributed
 
 COMMON = {
     "max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1, "save_steps": 2, "learning_rate": 0.01,
