@@ -176,6 +176,7 @@ PartitionName=members Nodes=ALL AllowAccounts=lab State=UP
             node = space.removeprefix(PREFIX)
             self.kill(self.processes(node))
             wait_until(lambda node=node: not self.processes(node), f"{node} is empty", 20)
+            run("ip", "link", "del", f"pts{node}", check=False)  # or the kernel takes its time for it
             run("ip", "netns", "del", space)
         for name in ("slurmctld", "munged"):
             with contextlib.suppress(FileNotFoundError, ValueError):
