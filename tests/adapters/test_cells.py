@@ -131,7 +131,8 @@ def test_sft(world, method, tmp_path):
     lineage = lineage_of(run)
     expected = lineage["metrics"]["probe"]["logprobs"]
     base = outputs(world.base(), run)
-    assert max(abs(a - b) for a, b in zip(expected, base, strict=True)) > 1e-4  # it learned something; VeRA least of all
+    # It learned something; VeRA least of all.
+    assert max(abs(a - b) for a, b in zip(expected, base, strict=True)) > 1e-4
 
     # Plain PEFT, on an untouched base: what moved is in the adapter's file, and nothing else moved.
     if method == "none":
