@@ -104,7 +104,7 @@ def test_two_processes_train_as_one(runs, cell):
     assert was["held"] == pytest.approx(0.5 if config.startswith(("zero3", "fsdp2")) else 1, abs=0.02)
     two, one = runs / "-".join(cell) / "whole", runs / f"one-{trainer}-{adapter}" / "whole"
     assert distance(two, one, adapter) < 1e-5
-    losses = {run: logged(run, "loss") for run in (one, two)}
+    losses = {run: logged(run, "train/loss") for run in (one, two)}
     assert losses[one].keys() == {1, 2, 3}
     assert losses[two] == pytest.approx(losses[one], abs=2e-5)
 
@@ -119,7 +119,7 @@ def test_a_resumed_run_is_the_whole_one(runs, cell):
     seen(runs, cell)
     away = distance(runs / "-".join(cell) / "resumed", runs / "-".join(cell) / "whole", cell[2])
     assert away <= (1e-6 if cell[0].endswith("offload") else 0)
-    log = logged(runs / "-".join(cell) / "resumed", "loss")
+    log = logged(runs / "-".join(cell) / "resumed", "train/loss")
     assert log.keys() == {3}, "it began at step 2"
 
 
