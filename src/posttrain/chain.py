@@ -29,7 +29,7 @@ from .config import StageConfig, build, read_yaml
 from .errors import EXIT_USER_ERROR, ArtifactError, ConfigError, LaunchError
 from .evaluation import in_percent
 from .identity import stage_key
-from .launch import build_command, die_with_parent, environment
+from .launch import IN_CHAIN, build_command, die_with_parent, environment
 from .launch.settings import LaunchSettings, read_launch
 from .methods import check_takeover
 from .redact import redact_values
@@ -312,7 +312,7 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=environment(stage.launch.accelerate_config),
+            env=environment(stage.launch.accelerate_config) | {IN_CHAIN: "1"},
             preexec_fn=die_with_parent,
         )
         assert process.stdout is not None

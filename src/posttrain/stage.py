@@ -8,7 +8,6 @@ stage.close(...)                 gates, the model card, then lineage.json: compl
 """
 
 import dataclasses
-import fcntl
 import importlib
 import json
 import math
@@ -28,12 +27,9 @@ from .adapters.resume import keep_all_that_is_trained
 from .artifacts import (
     CARD,
     Lineage,
-    check_safetensors,
     git_commit,
     hash_files,
-    is_complete,
     parent_record,
-    read_lineage,
     verify,
     versions,
     write_atomically,
@@ -41,28 +37,27 @@ from .artifacts import (
 )  # fmt: skip
 from .config import StageConfig, parse_args, trainer_class
 from .data import Rows, load_hub, load_rows
-from .errors import ArtifactError, DataError, LaunchError
+from .errors import DataError, LaunchError
 from .gates import Gate
 from .identity import stage_key
-from .launch import preflight
+from .launch import IN_CHAIN, die_with_parent, preflight
 from .launch.stop import stop_at_request
-from .logs import METRICS, say
+from .logs import say
 from .methods import METHODS
 from .models import template_sha256, tokenizer_sha256
-from .order import keep_order
 from .parallel import extensions, fsdp, launched
-from .parallel.checkpoints import WRITTEN_BY, check_resumable, mark_whole
+from .parallel.checkpoints import check_resumable, last_whole_checkpoint, mark_whole
 from .precision import decide, describe_weights, take_off_autocast
 from .redact import redact_values
 from .report.card import write_card
+from .run_dir import CHECKPOINTS, lock, take_directory, wait_until_taken
 from .settings import RECIPES, DataSettings, TrackingSettings
+from .tokens import count_tokens, know_lengths
 from .tracking.choice import choose
 from .tracking.facts import answers_of, describe_run, final_numbers
 from .tracking.tracker import Tracker, identify
 from .zero import load_whole, make_whole
 
-MARKER = "stage.json"  # written when a run directory is taken: whose it is
-CHECKPOINTS = "checkpoints"
 LOCK_S = 120  # a job that starts again on other nodes may find one process of its last try still dying
 
 
@@ -202,19 +197,17 @@ class Stage:
         """
         from transformers import PrinterCallback
 
-        from .parallel.order import share_order
+        from .parallel.order import keep_one_order
 
         if trainer.args.train_sampling_strategy == "group_by_length":
             know_lengths(trainer)
-            if trainer.args.world_size == 1:
-                keep_order(trainer, self.run_dir / CHECKPOINTS)
+            keep_one_order(trainer)
         checkpoint = self.checkpoint
         step = 0
         if checkpoint is not None:
             step = int(checkpoint.name.rpartition("-")[2])
             say(f"resuming from {checkpoint}")
         keep_all_that_is_trained(trainer)
-        share_order(trainer)
         if self.launch.strategy == "fsdp2":
             fsdp.choose_units(trainer)
         if self.config.adapter.method == "adalora":
@@ -329,6 +322,8 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
 
     A directory that is complete, or that belongs to a run with another key, is refused: nothing is overwritten.
     """
+    if IN_CHAIN in os.environ:
+        die_with_parent()
     stage = Stage(parse_args(recipe, sys.argv[1:] if argv is None else argv))
     if stage.is_main:
         settings = stage.config.part(TrackingSettings)
@@ -377,102 +372,3 @@ def trained_model(trainer: Any) -> Any:
     """The model that a trainer was made for; of PPO's several roles, the policy."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     return getattr(model, "policy", model)
-
-
-def count_tokens(dataset: Any) -> int:
-    """Tokens of one epoch of a tokenised dataset; a preference row is two sequences, each with its prompt."""
-    lengths = {c: sum(map(len, dataset[c])) for c in dataset.column_names if c.endswith("_ids")}
-    return sum(lengths.values()) + (lengths.get("prompt_ids", 0) if "chosen_ids" in lengths else 0)
-
-
-def pair_lengths(dataset: Any) -> list[int]:
-    """Tokens of the longer side of each tokenised preference row, its prompt included."""
-    prompts = dataset["prompt_ids"] if "prompt_ids" in dataset.column_names else [[]] * len(dataset)
-    rows = zip(prompts, dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
-    return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in rows]
-
-
-def know_lengths(trainer: Any) -> None:
-    """Give preference rows the column that `train_sampling_strategy: group_by_length` sorts by.
-
-    transformers infers lengths from `input_ids` only, and TRL's pairs have none.
-    """
-    dataset = trainer.train_dataset
-    if "chosen_ids" not in dataset.column_names:
-        return
-    name = trainer.args.length_column_name
-    trainer.train_dataset = dataset.add_column(name, pair_lengths(dataset))
-    trainer._set_signature_columns_if_needed()  # or the column is dropped as unused before it is read
-    trainer._signature_columns = [*trainer._signature_columns, name]
-
-
-def take_directory(run_dir: Path, key: str, recipe: str) -> None:
-    """Mark `run_dir` as this run's, or refuse it. Raises ArtifactError."""
-    marker = run_dir / MARKER
-    if is_complete(run_dir):
-        owner = read_lineage(run_dir)
-        same = "this very run, complete" if owner.key == key else f"another run ({owner.recipe}, key {owner.key[:12]})"
-        raise ArtifactError(f"output_dir: {run_dir} holds {same}; choose another output_dir, or move that one away")
-    if marker.is_file():
-        owner_key = json.loads(marker.read_text(encoding="utf-8"))["key"]
-        if owner_key != key and _has_work(run_dir):
-            raise ArtifactError(
-                f"output_dir: {run_dir} holds an unfinished run with another configuration (key {owner_key[:12]}, "
-                f"this one is {key[:12]}); choose another output_dir, or move that one away"
-            )
-    elif run_dir.exists() and any(run_dir.iterdir()):
-        raise ArtifactError(f"output_dir: {run_dir} is not empty and was not made by posttrain; choose another")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(marker, json.dumps({"key": key, "recipe": recipe}) + "\n")
-
-
-def wait_until_taken(run_dir: Path, key: str) -> None:
-    """Wait for the first process to take the directory. If it refuses instead, the launcher ends this one."""
-    marker = run_dir / MARKER
-    while not marker.is_file() or json.loads(marker.read_text(encoding="utf-8"))["key"] != key:
-        time.sleep(0.05)
-
-
-def _has_work(run_dir: Path) -> bool:
-    """Whether something was computed there; a run that was refused for its data leaves nothing to keep."""
-    return any((run_dir / CHECKPOINTS).glob("checkpoint-*")) or any(
-        (run_dir / name).exists() for name in (METRICS, "drawn", ADAPTER, MODEL)
-    )
-
-
-def lock(run_dir: Path, *, wait_s: float = 0) -> IO[str]:
-    """Hold the run directory for the life of this process: two writers would tear its checkpoints.
-
-    Raises LaunchError when another process still holds it after `wait_s`. The kernel lets go when the holder ends,
-    however it ends.
-    """
-    file = (run_dir / ".lock").open("a")
-    end = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() < end:
-                time.sleep(1)
-                continue
-            raise LaunchError(f"output_dir: another process is training in {run_dir}; wait for it or end it") from error
-        return file
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None.
-
-    One that a kill cut short lacks WRITTEN_BY, which comes last, or has a truncated tensor file, and is removed here.
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
-        try:
-            for file in (checkpoint / "trainer_state.json", checkpoint / WRITTEN_BY):
-                json.loads(file.read_text(encoding="utf-8"))
-            for file in checkpoint.rglob("*.safetensors"):
-                check_safetensors(file)
-        except (OSError, json.JSONDecodeError, ArtifactError):
-            shutil.rmtree(checkpoint)
-            continue
-        return checkpoint
-    return None

@@ -1,4 +1,4 @@
-"""Rows as token ids, exactly as TRL's trainers make them, and what their lengths allow."""
+"""Rows as token ids, exactly as TRL's trainers make them; what they amount to, and what their lengths allow."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -68,3 +68,30 @@ def render(turns: Any, tokenizer: Any, *, add_generation_prompt: bool = False, e
         turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
     )
     return list(rendered["input_ids"])
+
+
+def count_tokens(dataset: Any) -> int:
+    """Tokens of one epoch of a tokenised dataset; a preference row is two sequences, each with its prompt."""
+    lengths = {c: sum(map(len, dataset[c])) for c in dataset.column_names if c.endswith("_ids")}
+    return sum(lengths.values()) + (lengths.get("prompt_ids", 0) if "chosen_ids" in lengths else 0)
+
+
+def pair_lengths(dataset: Any) -> list[int]:
+    """Tokens of the longer side of each tokenised preference row, its prompt included."""
+    prompts = dataset["prompt_ids"] if "prompt_ids" in dataset.column_names else [[]] * len(dataset)
+    rows = zip(prompts, dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+    return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in rows]
+
+
+def know_lengths(trainer: Any) -> None:
+    """Give preference rows the column that `train_sampling_strategy: group_by_length` sorts by.
+
+    transformers infers lengths from `input_ids` only, and TRL's pairs have none.
+    """
+    dataset = trainer.train_dataset
+    if "chosen_ids" not in dataset.column_names:
+        return
+    name = trainer.args.length_column_name
+    trainer.train_dataset = dataset.add_column(name, pair_lengths(dataset))
+    trainer._set_signature_columns_if_needed()  # or the column is dropped as unused before it is read
+    trainer._signature_columns = [*trainer._signature_columns, name]

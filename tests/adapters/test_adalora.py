@@ -6,6 +6,7 @@ import pytest
 
 from conftest import SENTENCES, run_here, write_conll
 from posttrain.adapters import adalora
+from posttrain.errors import ConfigError
 
 ARGUMENTS = {
     "sft": ["--gates.stops", 0, "--gradient_checkpointing", "false"],
@@ -72,3 +73,12 @@ def test_the_penalty_is_pefts(tiny):
         model.peft_config["default"].orth_reg_weight = weight
         losses.append(model(input_ids=ids, labels=ids).loss)
     assert float(losses[0] - losses[1]) == pytest.approx(0.5 * float(adalora.distance_from_orthogonal(model)), rel=1e-4)
+
+
+def test_a_single_step_is_refused(tiny, pairs, tmp_path):
+    """PEFT ends in a KeyError: ranks are shared out by what the step before showed."""
+    with pytest.raises(ConfigError, match="max_steps: 1"):
+        run_here(
+            "sft", "--model_name_or_path", tiny, "--train_file", pairs, "--output_dir", tmp_path / "run",
+            "--max_steps", 1, "--adapter.method", "adalora", "--gradient_checkpointing", "false",
+        )  # fmt: skip

@@ -44,8 +44,7 @@ OF_TRAINER = {
         "max_new_tokens": 4, "gates.stops": 0, "train_file": "train.jsonl", "verifier": "distributed.cells:vowels",
         "max_completion_length": 6, "num_ppo_epochs": 2, "num_mini_batches": 1,
     },
-    # Sorted by length, one process takes rows in an order of transformers' own.
-    "ner": {"train_file": "train.conll", "max_length": 64, "train_sampling_strategy": "random"},
+    "ner": {"train_file": "train.conll", "max_length": 64},  # rows sorted by length, as it is
 }  # fmt: skip
 
 
@@ -86,7 +85,8 @@ def observed(kept: Path):
     Checkpoints are copied to `kept` before they go. ZeRO-3 would leave parameters as small as these whole.
     """
     from posttrain.parallel import launched
-    from posttrain.stage import CHECKPOINTS, Stage
+    from posttrain.run_dir import CHECKPOINTS
+    from posttrain.stage import Stage
 
     seen: dict = {}
     check, close, train = launched.check_wrapped, Stage.close, Stage.train

@@ -14,7 +14,7 @@ from conftest import ROOT, WORDS, make_tiny_model, run_here, write_jsonl
 from distributed.cells import arguments
 from distributed.test_strategies import distance
 from posttrain.launch import environment
-from posttrain.stage import last_whole_checkpoint
+from posttrain.parallel.checkpoints import last_whole_checkpoint
 
 pytestmark = pytest.mark.distributed
 

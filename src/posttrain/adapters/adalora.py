@@ -10,7 +10,7 @@ WARMUP, FINAL = 0.1, 0.3  # shares of the steps before ranks are cut, and after
 
 
 def allocation(trainer: Any) -> Any:
-    """The callback that shares ranks out in `trainer`'s run. Raises ConfigError under DeepSpeed."""
+    """The callback that shares ranks out. Raises ConfigError under DeepSpeed, and for a run of a single step."""
     from transformers import TrainerCallback
 
     from ..errors import ConfigError
@@ -20,6 +20,10 @@ def allocation(trainer: Any) -> Any:
 
     class Allocation(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if state.max_steps < 2:
+                raise ConfigError(
+                    "max_steps: 1, but adalora shares ranks out by what the step before showed; 2 or more"
+                )
             config = self.adapted(model).peft_config["default"]
             config.total_step = state.max_steps
             config.tinit, config.tfinal = int(WARMUP * state.max_steps), int(FINAL * state.max_steps)

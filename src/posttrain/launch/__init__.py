@@ -9,6 +9,7 @@ stop.py          a run that is asked to stop saves a checkpoint, on all ranks at
 """
 
 from .accelerate import (
+    IN_CHAIN,
     ROOT,
     accelerate_config,
     accelerate_environment,
@@ -20,6 +21,7 @@ from .accelerate import (
 )
 
 __all__ = [
+    "IN_CHAIN",
     "ROOT",
     "accelerate_config",
     "accelerate_environment",

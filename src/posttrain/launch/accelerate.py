@@ -15,6 +15,7 @@ from ..parallel.launched import MEETING_S
 
 ROOT = Path(__file__).resolve().parents[3]  # the checkout: recipes/ and accelerate_configs/ stand beside src/
 PR_SET_PDEATHSIG = 1  # prctl(2)
+IN_CHAIN = "POSTTRAIN_IN_CHAIN"  # set for a process that a chain has launched
 
 
 def recipe_path(recipe: str) -> Path:
@@ -102,7 +103,8 @@ def accelerate_environment(config_file: Path) -> dict[str, str]:
 def die_with_parent() -> None:
     """Ask Linux to kill this process when its parent dies: a chain that is killed leaves no stage running behind it.
 
-    Does nothing on other systems, where the run directory's lock still keeps two stages apart.
+    A chain asks it of its launcher, and by IN_CHAIN of what that starts. Does nothing on other systems, where the run
+    directory's lock still keeps two stages apart.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

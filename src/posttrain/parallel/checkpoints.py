@@ -7,11 +7,12 @@ still be at its share. Such a checkpoint has no written_by.json, and is not resu
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import write_atomically
-from ..errors import LaunchError
+from ..artifacts import check_safetensors, write_atomically
+from ..errors import ArtifactError, LaunchError
 from .launched import Launch
 
 WRITTEN_BY = "written_by.json"
@@ -32,6 +33,25 @@ def mark_whole(launch: Launch) -> Any:
                 write_atomically(folder / WRITTEN_BY, json.dumps(launch.to_dict()) + "\n")
 
     return Mark()
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None.
+
+    One that a kill cut short lacks WRITTEN_BY, which comes last, or has a truncated tensor file, and is removed here.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in found:
+        try:
+            for file in (checkpoint / "trainer_state.json", checkpoint / WRITTEN_BY):
+                json.loads(file.read_text(encoding="utf-8"))
+            for file in checkpoint.rglob("*.safetensors"):
+                check_safetensors(file)
+        except (OSError, json.JSONDecodeError, ArtifactError):
+            shutil.rmtree(checkpoint)
+            continue
+        return checkpoint
+    return None
 
 
 def check_resumable(checkpoint: Path, launch: Launch) -> None:

@@ -1,4 +1,4 @@
-"""Rows sorted into batches of like length, in one order for all processes."""
+"""Rows sorted into batches of like length, in one order: for every process, any number of them, and after a resume."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,10 +8,11 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
 class OneOrder(LengthGroupedSampler):  # type: ignore[misc]
-    """Another order in each epoch, and the same one on every process: by `seed` and epoch, and nothing else.
+    """Another order in each epoch, by `seed` and epoch, and nothing else.
 
     transformers 5.23 draws the order from each process's own random state. Dropout on rows of other lengths moves that
-    on by another number of draws, and from the second epoch on processes share rows and leave others out.
+    on by another number of draws, and from the second epoch on processes share rows and leave others out. After a
+    resume in the middle of an epoch it draws another order, and rows are seen twice or never.
     `batch_size` is that of all processes together, so that the order does not depend on how many there are.
     """
 
@@ -28,11 +29,9 @@ class OneOrder(LengthGroupedSampler):  # type: ignore[misc]
         return rows
 
 
-def share_order(trainer: Any) -> None:
-    """Give a trainer that sorts by length OneOrder, where there are several processes. One keeps transformers' own."""
+def keep_one_order(trainer: Any) -> None:
+    """Give a trainer that sorts by length OneOrder."""
     args = trainer.args
-    if args.world_size == 1 or args.train_sampling_strategy != "group_by_length":
-        return
     own = trainer._get_train_sampler
     copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get another batch
     batch = args.train_batch_size * args.gradient_accumulation_steps * copies

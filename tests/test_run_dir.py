@@ -1,0 +1,30 @@
+"""A run directory has one owner and one process."""
+
+import pytest
+
+from posttrain.errors import ArtifactError, LaunchError
+from posttrain.run_dir import lock, take_directory
+
+
+def test_a_directory_is_taken_once(tmp_path):
+    run = tmp_path / "run"
+    take_directory(run, "a" * 64, "sft")
+    take_directory(run, "a" * 64, "sft")  # a resume
+    take_directory(run, "b" * 64, "sft")  # nothing was computed yet: another configuration may have it
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(ArtifactError, match="unfinished run with another configuration"):
+        take_directory(run, "c" * 64, "sft")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ArtifactError, match="was not made by posttrain"):
+        take_directory(tmp_path, "a", "sft")
+
+
+def test_two_processes_cannot_hold_one_directory(tmp_path):
+    held = lock(tmp_path)
+    with pytest.raises(LaunchError, match="another process is training"):
+        lock(tmp_path)
+    held.close()
+    lock(tmp_path).close()
