@@ -1,4 +1,4 @@
-"""Whose a run directory is: taken, waited for, locked.
+"""Whose a run directory is: taken and locked.
 
 stage.json     whose it is, by the stage's key; written when it is taken
 .lock          held while a process works there
@@ -38,13 +38,6 @@ def take_directory(run_dir: Path, key: str, recipe: str) -> None:
         raise ArtifactError(f"output_dir: {run_dir} is not empty and was not made by posttrain; choose another")
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, json.dumps({"key": key, "recipe": recipe}) + "\n")
-
-
-def wait_until_taken(run_dir: Path, key: str) -> None:
-    """Wait for the first process to take the directory. If it refuses instead, the launcher ends this one."""
-    marker = run_dir / MARKER
-    while not marker.is_file() or json.loads(marker.read_text(encoding="utf-8"))["key"] != key:
-        time.sleep(0.05)
 
 
 def _has_work(run_dir: Path) -> bool:

@@ -34,6 +34,7 @@ def load_policy_and_tokenizer(stage: Stage) -> tuple[Any, Any]:
     """
     import torch
 
+    stage.meet()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     policy, tokenizer = _load_policy_and_tokenizer(stage)

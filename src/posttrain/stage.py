@@ -50,7 +50,7 @@ from .parallel.checkpoints import check_resumable, last_whole_checkpoint, mark_w
 from .precision import decide, describe_weights, take_off_autocast
 from .redact import redact_values
 from .report.card import write_card
-from .run_dir import CHECKPOINTS, lock, take_directory, wait_until_taken
+from .run_dir import CHECKPOINTS, lock, take_directory
 from .settings import RECIPES, DataSettings, TrackingSettings
 from .tokens import count_tokens, know_lengths
 from .tracking.choice import choose
@@ -58,7 +58,7 @@ from .tracking.facts import answers_of, describe_run, final_numbers
 from .tracking.tracker import Tracker, identify
 from .zero import load_whole, make_whole
 
-LOCK_S = 120  # a job that starts again on other nodes may find one process of its last try still dying
+LOCK_S = 45  # a job that starts again elsewhere may find a process of its last try still dying; others wait 60 s for us
 
 
 class Stage:
@@ -139,7 +139,7 @@ class Stage:
         values["report_to"] = "none"  # or transformers' own callbacks would report too; tracking/ does
         values.pop("project", None)
         timeout_s = float(values.get("ddp_timeout") or 1800)
-        self._meet(timeout_s)
+        self.meet(timeout_s)
         launched.start_process_group(timeout_s, on_cpu=values["use_cpu"])
         module, name = trainer_class(self.config.recipe)
         args = getattr(importlib.import_module(module), name)(**values)
@@ -149,8 +149,11 @@ class Stage:
         load_whole()
         return args
 
-    def _meet(self, timeout_s: float) -> None:
-        """All processes have one configuration, one data, one seed, and go on from one checkpoint."""
+    def meet(self, timeout_s: float = launched.MEETING_S) -> None:
+        """All processes have one configuration, one data, one seed, and go on from one checkpoint.
+
+        From here on the run directory is there for each of them. Raises LaunchError on all of them otherwise.
+        """
         found = last_whole_checkpoint(self.run_dir / CHECKPOINTS) if self.is_main else None
         prints = {name: data["fingerprint"] for name, data in self.data.items()}
         everyone = launched.meet(
@@ -332,8 +335,6 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
         stage.lock = lock(stage.run_dir, wait_s=LOCK_S if preflight.num_nodes() > 1 else 0)
         stage.config.write(stage.run_dir / "config.yaml")
         stage.tracker = Tracker(identify(stage.run_dir, stage.key, recipe), choice, settings)
-    else:
-        wait_until_taken(stage.run_dir, stage.key)
     if preflight.num_nodes() > 1:
         nodes, took = preflight.num_nodes(), preflight.all_reduce()
         say(f"preflight: all-reduce over {os.environ['WORLD_SIZE']} ranks on {nodes} nodes in {took:.2f} s")

@@ -1,7 +1,8 @@
-"""A recipe on several processes, one of which goes wrong: `rank_that.py dies|differs RECIPE ARGUMENTS`.
+"""A recipe on several processes, one of which goes wrong: `rank_that.py HOW RECIPE ARGUMENTS`.
 
 dies       rank 1 is killed (SIGKILL) inside its third step, once the second one's checkpoint is whole
-differs    rank 1 has another seed
+seed       rank 1 has another seed
+data       rank 1 finds another row in the same file, as on a disk of its own
 """
 
 import os
@@ -15,8 +16,13 @@ from pathlib import Path
 def main() -> None:
     how, recipe, *arguments = sys.argv[1:]
     sys.argv = [recipe, *arguments]
-    if os.environ["RANK"] == "1" and how == "differs":
+    if os.environ["RANK"] == "1" and how == "seed":
         sys.argv += ["--seed", "7"]
+    if os.environ["RANK"] == "1" and how == "data":
+        from posttrain import data
+
+        read = data.read_rows
+        data.read_rows = lambda path: list(read(path))[1:]
     if os.environ["RANK"] == "1" and how == "dies":
         from transformers import Trainer
 

@@ -74,13 +74,24 @@ def test_a_rank_that_is_killed(files, one, tmp_path, config):
     assert distance(tmp_path / "run", one, "lora") < 1e-5
 
 
-def test_a_rank_that_differs(files, tmp_path):
-    """Another seed on one of them: each one names both, before weights are read."""
-    words = arguments("sft", "lora", files, tmp_path / "run", 2)
-    done = launch(config_file("ddp"), Path(__file__).with_name("rank_that.py"), "differs", "sft", *words)
-    assert done.returncode != 0
+@pytest.mark.parametrize("recipe", ["sft", "sample"])
+@pytest.mark.parametrize("what", ["seed", "data"])
+def test_a_rank_that_differs(files, tmp_path, recipe, what):
+    """Another seed or other rows on one of them: each one names both, before weights are read."""
+    words = [
+        "--model_name_or_path",
+        files / "tiny",
+        "--train_file",
+        files / "train.jsonl",
+        "--output_dir",
+        tmp_path / "run",
+    ]
+    words += ["--verifier", "regex:.*"] if recipe == "sample" else ["--gates.stops", 0]
+    begun = time.monotonic()
+    done = launch(config_file("ddp"), Path(__file__).with_name("rank_that.py"), what, recipe, *words)
+    assert done.returncode != 0 and time.monotonic() - begun < 60
     assert len([e for e in errors(done) if "about to do different things" in e]) == 2, done.stderr[-3000:]
-    assert "seed: 42 on rank 0" in done.stderr and "7 on rank 1" in done.stderr
+    assert {"seed": "seed: 42 on rank 0", "data": "data: {"}[what] in done.stderr
     assert "Loading weights" not in done.stderr
 
 
