@@ -60,15 +60,15 @@ gates: {stops: 0}
 
 
 def make_material(folder: Path) -> Path:
-    """The tiny model, its rows, and the files of five stages."""
-    tiny = make_tiny_model(folder / "tiny")
+    """The tiny model, or the one that POSTTRAIN_SLURM_MODEL names; its rows, and the files of five stages."""
+    model = os.environ.get("POSTTRAIN_SLURM_MODEL") or make_tiny_model(folder / "tiny")
     rows = write_jsonl(folder / "rows.jsonl", [{"prompt": f"{w[1:]} ->", "completion": f" {w}"} for w in WORDS])
     pairs = write_jsonl(
         folder / "pairs.jsonl",
         [{"prompt": f"{w[1:]} ->", "chosen": f" {w}", "rejected": f" {w[::-1]}"} for w in WORDS],
     )
     drawn = "max_new_tokens: 4\n"
-    (folder / "sft.yaml").write_text(f"model_name_or_path: {tiny}\ntrain_file: {rows}\n{drawn}{SETTINGS}")
+    (folder / "sft.yaml").write_text(f"model_name_or_path: {model}\ntrain_file: {rows}\n{drawn}{SETTINGS}")
     (folder / "reward.yaml").write_text(f"train_file: {pairs}\n{SETTINGS}")
     (folder / "dpo.yaml").write_text(f"train_file: {pairs}\n{drawn}{SETTINGS}")
     (folder / "ppo.yaml").write_text(
