@@ -13,6 +13,7 @@ import json
 import string
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,18 @@ def actions(chain):
     from posttrain.chain import plan, read_chain
 
     return {p.stage.name: p.action for p in plan(read_chain(chain))}
+
+
+@contextmanager
+def small_disk(folder: Path):
+    """A function that makes `folder` a disk of a size, or gives the disk that it is another size. Needs root."""
+    folder.mkdir()
+
+    def resize(size: str) -> Path:
+        option = "remount," if os.path.ismount(folder) else ""
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"{option}size={size}", "tmpfs", str(folder)], check=True)
+        return folder
+
+    yield resize
+    if os.path.ismount(folder):
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -1,11 +1,10 @@
 """A disk that fills up, as a small tmpfs: refused before training, or stopped in a save and gone on with later."""
 
 import os
-import subprocess
 
 import pytest
 
-from conftest import run_recipe
+from conftest import run_recipe, small_disk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="LOUD: mounting a small tmpfs needs root; not tested here")
 
@@ -18,17 +17,8 @@ TRAIN = [
 
 @pytest.fixture
 def disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def resize(size):
-        option = "remount," if os.path.ismount(folder) else ""
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"{option}size={size}", "tmpfs", str(folder)], check=True)
-        return folder
-
-    yield resize
-    if os.path.ismount(folder):
-        subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk") as resize:
+        yield resize
 
 
 def test_a_disk_that_is_too_small_is_refused_before_training(tiny, pairs, disk):

@@ -3,12 +3,11 @@
 import json
 import os
 import re
-import subprocess
 import time
 
 import pytest
 
-from conftest import edit
+from conftest import edit, small_disk
 from posttrain.chain import read_chain
 from posttrain.status import collect
 from slurm.cluster import wait_until
@@ -33,17 +32,8 @@ def statuses(chain):
 
 @pytest.fixture
 def disk(cluster):
-    folder = cluster.shared / "disk"
-    folder.mkdir()
-
-    def resize(size):
-        option = "remount," if os.path.ismount(folder) else ""
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"{option}size={size}", "tmpfs", str(folder)], check=True)
-        return folder
-
-    yield resize
-    if os.path.ismount(folder):
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(cluster.shared / "disk") as resize:
+        yield resize
 
 
 def test_a_first_stage_that_fails_and_the_way_on_from_there(cluster, write_chain, disk):
