@@ -50,7 +50,7 @@ test-slow: setup
 test-gpu: setup
 	@POSTTRAIN_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu
 
-# Every strategy of accelerate_configs/ with every trainer, on two processes: no second pytest worker beside them.
+# Every strategy of accelerate_configs/ with every trainer, on 2 to 8 processes: no second pytest worker beside them.
 test-distributed: setup
 	@$(PYTEST) --numprocesses 0 -m distributed
 
