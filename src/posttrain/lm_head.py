@@ -74,8 +74,10 @@ def logprobs(
     with torch.no_grad():
         if "entropy" in outputs or "log_sum_sq_probs" in outputs:
             probabilities = log_p.exp()
-            extras["entropy"] = -torch.einsum("nv,nv->n", probabilities, log_p)
-            extras["log_sum_sq_probs"] = torch.einsum("nv,nv->n", probabilities, probabilities).log()
+            if "entropy" in outputs:
+                extras["entropy"] = -torch.einsum("nv,nv->n", probabilities, log_p)
+            if "log_sum_sq_probs" in outputs:
+                extras["log_sum_sq_probs"] = torch.einsum("nv,nv->n", probabilities, probabilities).log()
         if "mean_logits" in outputs:
             extras["mean_logits"] = logits.mean(-1)
         if "is_top1" in outputs:

@@ -74,8 +74,8 @@ def tracking_callback(tracker: Tracker | None, clock: StepClock, trainer: Any) -
                 left_s=None if left_s is None else round(left_s, 1),
             )
             self._watch_loss(tracker, logs, step)
-            words = "  ".join(f"{k} {float(logs[k]):.4g}" for k in SHOWN if k in logs)
-            say(f"step {step}/{total}  {words}" + (f"  {left_s:.0f} s left" if left_s else ""))
+            if words := "  ".join(f"{k} {float(logs[k]):.4g}" for k in SHOWN if k in logs):
+                say(f"step {step}/{total}  {words}" + (f"  {left_s:.0f} s left" if left_s else ""))
             self._report_completions(tracker, step)
 
         def _watch_loss(self, tracker: Tracker, logs: Any, step: int) -> None:
