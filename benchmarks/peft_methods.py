@@ -54,8 +54,8 @@ TASKS: dict[str, list[str]] = {
 }  # fmt: skip
 LEARNING_RATES = {
     "sft": dict.fromkeys(METHODS, 1.5e-3) | {
-        "pissa": 5e-4, "olora": 5e-4, "adalora": 5e-3, "ia3": 1e-2, "vera": 1e-2, "lokr": 3e-3, "ln_tuning": 1e-2,
-        "prompt_tuning": 3e-2, "p_tuning": 1e-3, "prefix_tuning": 1e-3, "p_tuning_v2": 2e-2, "none": 1e-4,
+        "pissa": 5e-4, "olora": 5e-4, "adalora": 5e-3, "ia3": 1e-2, "vera": 3e-2, "lokr": 3e-3, "ln_tuning": 1e-2,
+        "loha": 5e-3, "prompt_tuning": 3e-2, "p_tuning": 1e-3, "prefix_tuning": 1e-3, "p_tuning_v2": 5e-3, "none": 1e-4,
     },
     "ner": dict.fromkeys(METHODS, 1e-3) | {
         "pissa": 5e-4, "olora": 5e-4, "adalora": 5e-3, "ia3": 1e-2, "vera": 3e-2, "lokr": 1e-2, "ln_tuning": 1e-2,
