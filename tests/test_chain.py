@@ -9,7 +9,8 @@ import pytest
 
 from conftest import ROOT, actions, edit
 from posttrain.chain import plan, read_chain, run
-from posttrain.errors import ArtifactError, ConfigError
+from posttrain.errors import ArtifactError, ConfigError, LaunchError
+from posttrain.run_dir import lock
 
 
 def tensors(chain, stage):
@@ -48,6 +49,19 @@ def test_a_chain_runs_is_skipped_and_reruns_what_changed(chain, capfd):
     config.write_text(config.read_text() + "\n")
     with pytest.raises(ArtifactError, match=r"adapter_config.json was altered"):
         plan(read_chain(chain))
+
+
+def test_a_stage_that_another_process_trains_is_not_moved_away(chain):
+    """Its next checkpoint would land in the new run."""
+    run_dir = chain.parent / "runs" / "sft"
+    run_dir.mkdir(parents=True)
+    (run_dir / "stage.json").write_text('{"key": "of another configuration"}')
+    (chain.parent / "runs" / "chain.json").write_text('{"name": "tiny", "file": ""}')
+    held = lock(run_dir)
+    with pytest.raises(LaunchError, match="another process is training"):
+        run(read_chain(chain))
+    held.close()
+    assert (run_dir / "stage.json").is_file()
 
 
 def test_dry_run_touches_nothing(chain, capsys):

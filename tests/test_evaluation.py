@@ -1,5 +1,6 @@
 """Intervals against known values; generation against transformers, one prompt at a time."""
 
+import dataclasses
 import math
 
 import pytest
@@ -118,6 +119,9 @@ def test_a_change_is_the_paired_one():
 
 def test_answers_compare_on_the_same_rows_only(tmp_path):
     answers = answers_of((1, 2), (0, 1))
+    write_answers(tmp_path / "a.jsonl", answers)
+    assert read_answers(tmp_path / "a.jsonl") == answers
+    answers[0] = dataclasses.replace(answers[0], greedy="a\u2028b")  # no line of JSON ends there
     write_answers(tmp_path / "a.jsonl", answers)
     assert read_answers(tmp_path / "a.jsonl") == answers
     assert comparable(answers, answers_of((0, 0), (0, 0)))

@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from posttrain.logs import COMPLETIONS, METRICS, Record, drop_lines_after, metric_name, read_records
+from posttrain.logs import (
+    COMPLETIONS,
+    LAUNCHED,
+    METRICS,
+    Record,
+    drop_lines_after,
+    last_launch,
+    metric_name,
+    read_records,
+)  # fmt: skip
 
 
 def test_log_lines_past_the_checkpoint_are_dropped(tmp_path):
@@ -24,6 +33,20 @@ def test_a_record_that_goes_on_has_each_step_once(tmp_path):
     assert [r["step"] for r in read_records(tmp_path / METRICS)] == [1, 2, 3]
     assert [(r["step"], r["completion"]) for r in read_records(tmp_path / COMPLETIONS)] == [(1, "é"), (2, "é")]
     assert list(read_records(tmp_path / "none.jsonl")) == []
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_a_completion_with_a_sign_that_some_take_for_a_line_break(tmp_path, sign):
+    record = Record(tmp_path)
+    record.log_completions([{"completion": f"a{sign}b"}], 1)
+    record.resume(1)
+    assert [r["completion"] for r in read_records(tmp_path / COMPLETIONS)] == [f"a{sign}b"]
+
+
+def test_what_a_stage_said_in_its_last_launch():
+    lines = [f"{LAUNCHED}10:00", "ConfigError: old", f"{LAUNCHED}11:00", "Killed"]
+    assert last_launch(lines) == ["Killed"]
+    assert last_launch(["ConfigError: a tail that begins later"]) == ["ConfigError: a tail that begins later"]
 
 
 @pytest.mark.parametrize(

@@ -28,3 +28,17 @@ def test_two_processes_cannot_hold_one_directory(tmp_path):
         lock(tmp_path)
     held.close()
     lock(tmp_path).close()
+
+
+def test_a_directory_in_which_another_process_works_keeps_its_mark(tmp_path):
+    """Not even one that has computed nothing yet is marked anew: it would come back as another run."""
+    held = take_directory(tmp_path / "run", "a" * 64, "sft")
+    with pytest.raises(LaunchError, match="another process is training"):
+        take_directory(tmp_path / "run", "b" * 64, "sft")
+    assert '"aaaa' in (tmp_path / "run" / "stage.json").read_text()
+    held.close()
+
+
+def test_a_lock_alone_is_no_content(tmp_path):
+    lock(tmp_path).close()
+    take_directory(tmp_path, "a" * 64, "sft").close()

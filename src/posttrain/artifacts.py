@@ -138,6 +138,11 @@ def write_lineage(run_dir: Path, lineage: Lineage) -> None:
     write_atomically(run_dir / LINEAGE, json.dumps(asdict(lineage), indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def lines_of(text: str) -> list[str]:
+    """Lines by the line feed alone: `splitlines` also cuts at U+2028 and others, which JSON leaves in its strings."""
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write and flush a sibling, then rename: a reader sees the old file or the new one, never half of one."""
     # Processes of several machines may have one number.

@@ -31,8 +31,10 @@ from .evaluation import in_percent
 from .identity import stage_key
 from .launch import IN_CHAIN, build_command, die_with_parent, environment
 from .launch.settings import LaunchSettings, read_launch
+from .logs import LAUNCHED, last_launch
 from .methods import check_takeover
 from .redact import redact_values
+from .run_dir import lock
 from .settings import RECIPES
 from .terminal import Lines
 
@@ -272,8 +274,12 @@ def take_chain_directory(chain: Chain, *, write: bool = True) -> None:
 
 
 def move_aside(chain: Chain, name: str) -> None:
-    """Keep an outdated result under .previous/: nothing that was paid for is deleted."""
+    """Keep an outdated result under .previous/: nothing that was paid for is deleted.
+
+    Raises LaunchError when a process is training there.
+    """
     run_dir = chain.run_dir(name)
+    lock(run_dir).close()
     target = chain.output_dir / ".previous" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     target.parent.mkdir(exist_ok=True)
     shutil.move(str(run_dir), str(target))
@@ -307,12 +313,14 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None
     log = logs / f"{stage.name}.stderr"
     view.started(stage.name, label, f"accelerate launch {' '.join(command[3:])}", log)
     with log.open("a", encoding="utf-8") as stderr, (logs / f"{stage.name}.stdout").open("a", encoding="utf-8") as kept:
+        stderr.write(f"{LAUNCHED}{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        stderr.flush()
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=environment(stage.launch.accelerate_config) | {IN_CHAIN: "1"},
+            env=environment(stage.launch.accelerate_config) | {IN_CHAIN: str(os.getpid())},
             preexec_fn=die_with_parent,
         )
         assert process.stdout is not None
@@ -324,9 +332,10 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None
     view.ended(stage.name, _result(chain, stage) if code == 0 else None)
     if code == 0:
         return
-    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    tail = last_launch(log.read_text(encoding="utf-8", errors="replace").splitlines())
     named = [line for line in tail if line.split(":")[0].endswith("Error") and not line.startswith(_LAUNCHERS_OWN)]
-    shown = "\n".join(tail[tail.index(named[-1]) :][:25]) if named else "\n".join(tail[-15:])
+    last = len(tail) - 1 - tail[::-1].index(named[-1]) if named else 0
+    shown = "\n".join(tail[last:][:25]) if named else "\n".join(tail[-15:])
     if code == EXIT_USER_ERROR or (named and named[-1].split(":")[0] in _OUR_ERRORS):
         raise LaunchError(f"stage {stage.name} stopped:\n{_without_launcher(shown)}")
     print(shown, file=sys.stderr)

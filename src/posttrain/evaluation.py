@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .artifacts import write_atomically
+from .artifacts import lines_of, write_atomically
 from .methods import pads_left
 
 Z95 = 1.959964
@@ -203,7 +203,7 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    return [Answer(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Answer(**json.loads(line)) for line in lines_of(path.read_text(encoding="utf-8"))]
 
 
 def exact_match(answers: Sequence[Answer]) -> dict[str, float]:

@@ -9,13 +9,14 @@ Each line has its step. After a resume the lines past the checkpoint are dropped
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .artifacts import write_atomically
+from .artifacts import lines_of, write_atomically
 
 METRICS, COMPLETIONS, ALERTS = "metrics.jsonl", "completions.jsonl", "alerts.jsonl"
+LAUNCHED = "# launched "  # in a stage's stderr, which is added to
 # Names that say themselves what they are of.
 _OWN = ("train/", "eval/", "time/", "perf/", "memory/", "energy/", "final/")
 
@@ -56,6 +57,12 @@ class Record:
         append(self.run_dir / ALERTS, {"step": step, "title": title, "text": text})
 
 
+def last_launch(lines: Sequence[str]) -> list[str]:
+    """What a stage's stderr says of its last launch; the file keeps those of earlier ones."""
+    starts = [number for number, line in enumerate(lines) if line.startswith(LAUNCHED)]
+    return list(lines[starts[-1] + 1 :] if starts else lines)
+
+
 def drop_lines_after(path: Path, step: int) -> None:
     """Keep the records up to `step`, and not the half line that a kill left."""
     if not path.is_file():
@@ -68,7 +75,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file; nothing where there is none. A half line, as a kill leaves it, is passed over."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in lines_of(path.read_text(encoding="utf-8")):
         try:
             yield json.loads(line)
         except json.JSONDecodeError:

@@ -18,10 +18,30 @@ from .logs import METRICS
 
 MARKER = "stage.json"
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 
 
-def take_directory(run_dir: Path, key: str, recipe: str) -> None:
-    """Mark `run_dir` as this run's, or refuse it. Raises ArtifactError."""
+def take_directory(run_dir: Path, key: str, recipe: str, *, wait_s: float = 0) -> IO[str]:
+    """Mark `run_dir` as this run's, or refuse it; the lock on it, to be kept (`lock`).
+
+    Raises ArtifactError for a directory with something else in it, LaunchError for one where another process works.
+    """
+    marker = run_dir / MARKER
+    if not marker.is_file() and run_dir.exists() and any(p.name != LOCK for p in run_dir.iterdir()):
+        raise ArtifactError(f"output_dir: {run_dir} is not empty and was not made by posttrain; choose another")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    held = lock(run_dir, wait_s=wait_s)
+    try:
+        _check_owner(run_dir, key)
+    except ArtifactError:
+        held.close()
+        raise
+    write_atomically(marker, json.dumps({"key": key, "recipe": recipe}) + "\n")
+    return held
+
+
+def _check_owner(run_dir: Path, key: str) -> None:
+    """Refuse what another run has left there, and what is complete. Raises ArtifactError."""
     marker = run_dir / MARKER
     if is_complete(run_dir):
         owner = read_lineage(run_dir)
@@ -34,10 +54,6 @@ def take_directory(run_dir: Path, key: str, recipe: str) -> None:
                 f"output_dir: {run_dir} holds an unfinished run with another configuration (key {owner_key[:12]}, "
                 f"this one is {key[:12]}); choose another output_dir, or move that one away"
             )
-    elif run_dir.exists() and any(run_dir.iterdir()):
-        raise ArtifactError(f"output_dir: {run_dir} is not empty and was not made by posttrain; choose another")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(marker, json.dumps({"key": key, "recipe": recipe}) + "\n")
 
 
 def _has_work(run_dir: Path) -> bool:
@@ -48,19 +64,19 @@ def _has_work(run_dir: Path) -> bool:
 
 
 def lock(run_dir: Path, *, wait_s: float = 0) -> IO[str]:
-    """Hold the run directory for the life of this process: two writers would tear its checkpoints.
+    """Hold the run directory for as long as the file that is returned is open: two writers would tear its checkpoints.
 
     Raises LaunchError when another process still holds it after `wait_s`. The kernel lets go when the holder ends,
     however it ends.
     """
-    file = (run_dir / ".lock").open("a")
-    end = time.monotonic() + wait_s
+    file = (run_dir / LOCK).open("a")
+    end = time.monotonic() + max(wait_s, 1)  # a report that looks whether it is held, holds it for a moment
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if time.monotonic() < end:
-                time.sleep(1)
+                time.sleep(0.2)
                 continue
             raise LaunchError(f"output_dir: another process is training in {run_dir}; wait for it or end it") from error
         return file

@@ -115,9 +115,13 @@ def _reward_judge(stage: Stage) -> Judge:
         raise ConfigError(f"inputs.reward: {stage.inputs['reward']} is no reward model (task {lineage.task})")
 
     def judge(tokenizer: Any, rows: Sequence[Row], drawn: Sequence[Sequence[Completion]]) -> list[list[float]]:
+        import torch
+
         from .reward import score
 
         model = load_policy(stage.inputs["reward"])
+        if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
+            model.to(torch.cuda.current_device())
         probe = lineage.metrics["probe"]
         again = score(model, tokenizer, probe["input_ids"])
         gate = same_outputs("reward reload", again, probe["scores"], dtype=dtype_of(model))

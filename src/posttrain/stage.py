@@ -50,7 +50,7 @@ from .parallel.checkpoints import check_resumable, last_whole_checkpoint, mark_w
 from .precision import decide, describe_weights, take_off_autocast
 from .redact import redact_values
 from .report.card import write_card
-from .run_dir import CHECKPOINTS, lock, take_directory
+from .run_dir import CHECKPOINTS, take_directory
 from .settings import RECIPES, DataSettings, TrackingSettings
 from .tokens import count_tokens, know_lengths
 from .tracking.choice import choose
@@ -58,7 +58,7 @@ from .tracking.facts import answers_of, describe_run, final_numbers
 from .tracking.tracker import Tracker, identify
 from .zero import load_whole, make_whole
 
-LOCK_S = 45  # a job that starts again elsewhere may find a process of its last try still dying; others wait 60 s for us
+LOCK_S = 100  # a job that starts again elsewhere may find a process of its last try dying; preflight waits for longer
 
 
 class Stage:
@@ -150,9 +150,9 @@ class Stage:
         return args
 
     def meet(self, timeout_s: float = launched.MEETING_S) -> None:
-        """All processes have one configuration, one data, one seed, and go on from one checkpoint.
+        """All processes have one configuration, one data, one seed, and one run directory with one checkpoint in it.
 
-        From here on the run directory is there for each of them. Raises LaunchError on all of them otherwise.
+        Raises LaunchError on all of them otherwise.
         """
         found = last_whole_checkpoint(self.run_dir / CHECKPOINTS) if self.is_main else None
         prints = {name: data["fingerprint"] for name, data in self.data.items()}
@@ -163,13 +163,9 @@ class Stage:
             },
             timeout_s=timeout_s,
         )  # fmt: skip
-        if everyone[0]["_checkpoint"]:
-            self.checkpoint = Path(everyone[0]["_checkpoint"])
-            if not self.checkpoint.is_dir():
-                raise LaunchError(
-                    f"output_dir: {self.checkpoint} is there for the first machine only; all of them must share the "
-                    "file system that output_dir is on"
-                )
+        self.checkpoint = Path(everyone[0]["_checkpoint"]) if everyone[0]["_checkpoint"] else None
+        launched.share_folder(self.checkpoint or self.run_dir, timeout_s=timeout_s)
+        if self.checkpoint is not None:
             check_resumable(self.checkpoint, self.launch)
 
     def announce(self, trainer: Any) -> None:
@@ -183,7 +179,10 @@ class Stage:
             f"{work}; {METHODS[self.config.adapter.method].title}: {trained:,} of {total:,} parameters trained "
             f"({trained / total:.2%}); {'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}; {self.launch}"
         )
-        needed = 12 * trained * ((args.save_total_limit or 2) + 2)  # weights and two Adam moments a checkpoint, fp32
+        checkpoints = (
+            0 if args.save_strategy == "no" else (args.save_total_limit or 2) + 1
+        )  # one is written before one goes
+        needed = trained * (4 + checkpoints * (4 if args.save_only_model else 12))  # fp32: weights, Adam's two moments
         if not trainer.is_deepspeed_enabled and (note := describe_weights(trainer.model)):
             say(f"note: {note}")
         free = shutil.disk_usage(self.run_dir).free
@@ -200,11 +199,12 @@ class Stage:
         """
         from transformers import PrinterCallback
 
-        from .parallel.order import keep_one_order
+        from .parallel.order import keep_one_order, reach_samplers_behind_skips
 
         if trainer.args.train_sampling_strategy == "group_by_length":
             know_lengths(trainer)
             keep_one_order(trainer)
+        reach_samplers_behind_skips()
         checkpoint = self.checkpoint
         step = 0
         if checkpoint is not None:
@@ -327,12 +327,14 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
     """
     if IN_CHAIN in os.environ:
         die_with_parent()
+        if not Path(f"/proc/{os.environ[IN_CHAIN]}").exists() and Path("/proc/self").exists():  # too late to be told
+            raise LaunchError("the chain that launched this stage has ended")
     stage = Stage(parse_args(recipe, sys.argv[1:] if argv is None else argv))
     if stage.is_main:
         settings = stage.config.part(TrackingSettings)
         choice = choose(settings)
-        take_directory(stage.run_dir, stage.key, recipe)
-        stage.lock = lock(stage.run_dir, wait_s=LOCK_S if preflight.num_nodes() > 1 else 0)
+        wait_s = LOCK_S if preflight.num_nodes() > 1 else 0
+        stage.lock = take_directory(stage.run_dir, stage.key, recipe, wait_s=wait_s)
         stage.config.write(stage.run_dir / "config.yaml")
         stage.tracker = Tracker(identify(stage.run_dir, stage.key, recipe), choice, settings)
     if preflight.num_nodes() > 1:
@@ -358,7 +360,7 @@ def describe_work(trainer: Any) -> str:
     copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get another batch
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * copies
     per_epoch = max(1, -(-len(trainer.train_dataset) // batch))
-    steps = args.max_steps if args.max_steps > 0 else round(per_epoch * args.num_train_epochs)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
     tokens = round(count_tokens(trainer.train_dataset) * steps / per_epoch)
     where = f"{copies} processes"
     if hasattr(trainer, "layout"):

@@ -1,5 +1,6 @@
 """The recipes as a user starts them, on a model that is split: takeover, gates, result, lineage."""
 
+import json
 import subprocess
 
 import pytest
@@ -53,6 +54,9 @@ def test_dpo_takes_over_a_policy_and_trains_it_in_two_stages(policy, preferences
     assert two.metrics["rewards/margins"] == pytest.approx(one.metrics["rewards/margins"], abs=1e-5)
     assert two.metrics["probe"]["logprobs"] == pytest.approx(one.metrics["probe"]["logprobs"], abs=1e-4)
     assert list(two.files) == list(one.files)
+    for line in map(json.loads, (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()):
+        if "perf/samples_per_s" in line:  # the batch is counted once, however many stages see it
+            assert line["perf/samples_per_s"] * line["time/step"] == pytest.approx(4)
     model = load_policy(tmp_path / "two")
     torch.testing.assert_close(
         probe_logprobs(model, two.metrics["probe"]["input_ids"]), two.metrics["probe"]["logprobs"], atol=1e-4, rtol=0

@@ -1,5 +1,8 @@
 """Which checkpoint a run goes on from."""
 
+import pytest
+
+from posttrain.errors import LaunchError
 from posttrain.parallel.checkpoints import last_whole_checkpoint
 
 
@@ -30,3 +33,18 @@ def test_the_newest_whole_checkpoint_is_found_and_broken_ones_go(tmp_path):
 
 def test_no_checkpoint(tmp_path):
     assert last_whole_checkpoint(tmp_path / "none") is None
+
+
+def test_a_copy_of_the_users_own_is_left_alone(tmp_path):
+    good = checkpoint(tmp_path, 10, weights=WHOLE)
+    (tmp_path / "checkpoint-100.bak").mkdir()
+    assert last_whole_checkpoint(tmp_path) == good
+    assert (tmp_path / "checkpoint-100.bak").is_dir()
+
+
+def test_a_disk_that_fails_costs_no_checkpoint(tmp_path):
+    broken = checkpoint(tmp_path, 10, weights=WHOLE, state=False)
+    (broken / "trainer_state.json").mkdir()  # reading it is an OSError, and not that it is missing
+    with pytest.raises(LaunchError, match="checkpoint-10 cannot be read"):
+        last_whole_checkpoint(tmp_path)
+    assert broken.is_dir()

@@ -11,7 +11,7 @@ from distributed.cells import CONFIGS
 from posttrain.errors import ConfigError, LaunchError
 from posttrain.launch import accelerate_environment
 from posttrain.parallel import checkpoints
-from posttrain.parallel.launched import Launch, _difference, check_launch, check_wrapped, launch_of, meet
+from posttrain.parallel.launched import Launch, _difference, check_launch, check_wrapped, launch_of, meet, share_folder
 
 TWO = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 
@@ -90,6 +90,13 @@ def test_who_differs_is_named():
     everyone = [{"_host": "a", "seed": 1}, {"_host": "b", "seed": 1}, {"_host": "c", "seed": 2}]
     assert _difference("seed", everyone) == ["  seed: 1 on ranks 0, 1 (a); 2 on rank 2 (c)"]
     assert _difference("seed", everyone[:2]) == []
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("posttrain.parallel.launched.FOLDER_S", 0.2)
+    share_folder(tmp_path, timeout_s=1)
+    with pytest.raises(LaunchError, match=r"run is not there on \S+; all machines must share"):
+        share_folder(tmp_path / "run", timeout_s=1)
 
 
 def test_one_process_meets_itself():

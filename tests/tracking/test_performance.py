@@ -60,7 +60,7 @@ def trainer_of(model, **args):
     )  # fmt: skip
     return SimpleNamespace(
         model=model.train(), args=SimpleNamespace(**options), accelerator=accelerator,
-        get_batch_samples=get_batch_samples, compute_loss=compute_loss,
+        get_batch_samples=get_batch_samples, compute_loss=compute_loss, get_tp_size=lambda: 1,
     )  # fmt: skip
 
 
@@ -117,6 +117,25 @@ def test_pairs_own_names_and_evaluations(tiny):
     named = {**{k: v for k, v in found.items() if k.startswith("time/")}, **own}
     parts = [named[f"time/{p}"] for p in ("data", "forward", "backward", "optimizer", "other", "generation")]
     assert sum(parts) == pytest.approx(found["time/step"], abs=1e-3)
+
+
+def test_a_batch_of_a_model_that_is_split_counts_once(tiny):
+    """Two stages see the same batch, and the last one asks for the loss of each half, and of the whole."""
+    trainer = trainer_of(llama(tiny))
+
+    def training_step(model, inputs):
+        for _ in range(3):
+            trainer.compute_loss(model, inputs)
+
+    trainer.get_tp_size, trainer.training_step = lambda: 2, training_step
+    trainer.accelerator.reduce = lambda tensor, reduction: 2 * tensor  # the other stage counts as much
+    clock = StepClock(trainer)
+    clock.start()
+    trainer.training_step(trainer.model, BATCH)
+    clock.step()
+    found = clock.take({})
+    assert found["perf/samples_per_s"] * found["time/step"] == pytest.approx(4)
+    assert found["perf/tokens_per_s"] * found["time/step"] == pytest.approx(20)
 
 
 def test_rows_one_after_the_other_without_padding(tiny):

@@ -22,7 +22,7 @@ def allocation(trainer: Any) -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             if state.max_steps < 2:
                 raise ConfigError(
-                    "max_steps: 1, but adalora shares ranks out by what the step before showed; 2 or more"
+                    "this run has one step, and adalora shares ranks out by the one before: more rows or max_steps"
                 )
             config = self.adapted(model).peft_config["default"]
             config.total_step = state.max_steps

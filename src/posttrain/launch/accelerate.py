@@ -15,7 +15,7 @@ from ..parallel.launched import MEETING_S
 
 ROOT = Path(__file__).resolve().parents[3]  # the checkout: recipes/ and accelerate_configs/ stand beside src/
 PR_SET_PDEATHSIG = 1  # prctl(2)
-IN_CHAIN = "POSTTRAIN_IN_CHAIN"  # set for a process that a chain has launched
+IN_CHAIN = "POSTTRAIN_IN_CHAIN"  # of a process that a chain has launched: the chain's process id
 
 
 def recipe_path(recipe: str) -> Path:
@@ -70,8 +70,9 @@ def environment(config_file: Path) -> dict[str, str]:
     processes share a machine. DeepSpeed looks for what `make setup` compiled, with ninja of this environment. A value
     that the user has set is left alone.
     """
-    processes = int(read_yaml(config_file).get("num_processes") or 1)
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    config = read_yaml(config_file)
+    here = int(config.get("num_processes") or 1) // int(config.get("num_machines") or 1)
+    threads = max(1, len(os.sched_getaffinity(0)) // max(1, here))
     defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if extensions.FOLDER.is_dir():
         defaults["TORCH_EXTENSIONS_DIR"] = str(extensions.FOLDER)

@@ -120,12 +120,12 @@ def all_reduce(*, wait_s: float = COLLECTIVE_S) -> float:
         total = torch.ones(1, device="cuda" if cuda else "cpu")
         dist.all_reduce(total)
         found = int(total)
+        store.set(f"done/{rank}", "1")
+        store.wait([f"done/{other}" for other in range(size)], timeout)  # or a quick rank's end is another's error
     except RuntimeError as error:  # a timeout, or what gloo and NCCL say of a peer
         raise UnreachableError(f"all-reduce over {size} ranks: {_who(store, size)} ({_first_line(error)})") from error
     if found != size:
         raise UnreachableError(f"all-reduce over {size} ranks: the sum of ones is {found}")
-    store.set(f"done/{rank}", "1")
-    store.wait([f"done/{other}" for other in range(size)], timeout)  # or a quick rank's end is another's error
     dist.destroy_process_group()
     return time.monotonic() - begun
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a split model: the files of one process, so that any layout can read what another wrote.
+"""Checkpoints of a split model: the files of one process, so that any layout of as many copies can read them.
 
     adapter_model.safetensors | model.safetensors     whole, under the names of the whole model
     optimizer.pt                                      every parameter's moments, whole, in the order of one process

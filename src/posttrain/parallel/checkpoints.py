@@ -13,6 +13,7 @@ from typing import Any
 
 from ..artifacts import check_safetensors, write_atomically
 from ..errors import ArtifactError, LaunchError
+from ..logs import say
 from .launched import Launch
 
 WRITTEN_BY = "written_by.json"
@@ -36,21 +37,24 @@ def mark_whole(launch: Launch) -> Any:
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None.
+    """The newest checkpoint that was written to its end, or None. Raises LaunchError where one cannot be read.
 
     One that a kill cut short lacks WRITTEN_BY, which comes last, or has a truncated tensor file, and is removed here.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
+    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
+    for checkpoint in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
         try:
             for file in (checkpoint / "trainer_state.json", checkpoint / WRITTEN_BY):
                 json.loads(file.read_text(encoding="utf-8"))
             for file in checkpoint.rglob("*.safetensors"):
                 check_safetensors(file)
-        except (OSError, json.JSONDecodeError, ArtifactError):
+        except (FileNotFoundError, ValueError, ArtifactError):
+            say(f"{checkpoint} was not written to its end, and is removed")
             shutil.rmtree(checkpoint)
-            continue
-        return checkpoint
+        except OSError as error:  # a disk or a network that fails says nothing of the checkpoint
+            raise LaunchError(f"{checkpoint} cannot be read ({error}); mend that, and start again") from error
+        else:
+            return checkpoint
     return None
 
 

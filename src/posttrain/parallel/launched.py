@@ -20,10 +20,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, LaunchError
 
+FOLDER_S = 10  # until a folder that another machine has made is seen: network file systems remember what was not there
 MEETING_S = 60  # how long a process waits for the others to come, unless ddp_timeout is shorter
 _meetings = itertools.count()
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -158,6 +160,20 @@ def meet(facts: Mapping[str, Any], *, timeout_s: float) -> list[dict[str, Any]]:
     if differing:
         raise LaunchError("the processes are about to do different things:\n" + "\n".join(differing))
     return everyone
+
+
+def share_folder(folder: Path, *, timeout_s: float) -> None:
+    """Each process sees `folder`, which the first one has made. Raises LaunchError on all of them otherwise."""
+    end = time.monotonic() + FOLDER_S
+    while not folder.is_dir() and time.monotonic() < end:
+        time.sleep(0.2)
+    everyone = meet({"_sees": folder.is_dir()}, timeout_s=timeout_s)
+    absent = dict.fromkeys(facts["_host"] for facts in everyone if not facts["_sees"])
+    if absent:
+        raise LaunchError(
+            f"output_dir: {folder} is not there on {', '.join(absent)}; all machines must share the file system that "
+            "output_dir is on"
+        )
 
 
 @cache

@@ -41,3 +41,21 @@ def keep_one_order(trainer: Any) -> None:
         return OneOrder(batch, own(dataset).lengths, seed=seed)
 
     trainer._get_train_sampler = sampler
+
+
+def reach_samplers_behind_skips() -> None:
+    """After a resume in the middle of an epoch, tell the sampler on each of several processes which epoch it is.
+
+    accelerate 1.15's DataLoaderShard.set_epoch looks two levels deep, and a skip in front of a process's share of the
+    batches is a third: without this every sampler begins with the order of epoch 0 again. Safe to call again.
+    """
+    from accelerate.data_loader import SkipBatchSampler
+
+    def set_epoch(self: Any, epoch: int) -> None:
+        inner = self.batch_sampler
+        while hasattr(inner, "batch_sampler"):
+            inner = inner.batch_sampler
+        if hasattr(inner.sampler, "set_epoch"):
+            inner.sampler.set_epoch(epoch)
+
+    SkipBatchSampler.set_epoch = set_epoch

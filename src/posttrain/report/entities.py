@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..artifacts import ANSWERS
+from ..artifacts import ANSWERS, lines_of
 from ..errors import ArtifactError
 from ..ner.tags import spans, to_bio
 
@@ -55,7 +55,7 @@ def read_entities(run_dir: Path, measured_on: str) -> Entities | None:
         return None
     try:
         summary = json.loads(summary_file.read_text(encoding="utf-8"))
-        answers = [json.loads(line) for line in answers_file.read_text(encoding="utf-8").splitlines()]
+        answers = [json.loads(line) for line in lines_of(answers_file.read_text(encoding="utf-8"))]
         scores, gold, found = summary["scores"], [a["tags"] for a in answers], [a["found"] for a in answers]
         mistakes = tuple(Mistake(**m) for m in summary["mistakes"])
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:

@@ -25,7 +25,7 @@ from ..chain import Chain, ChainStage, stage_arguments
 from ..errors import ArtifactError
 from ..evaluation import Share, wilson
 from ..launch import build_command
-from ..logs import COMPLETIONS, METRICS
+from ..logs import COMPLETIONS, METRICS, last_launch
 from ..redact import redact, redact_values
 from ..settings import UNKEYED
 from .answers import SideBySide, read_side_by_side
@@ -199,12 +199,12 @@ def _state(facts: StageFacts, stderr: Path) -> tuple[str, str]:
     failed = [g for g in facts.gates if not g["passed"]]
     if failed:
         return "gate failed", "; ".join(f"{g['name']}: {g['value']:.4g}, must be {g['accepted']}" for g in failed)
-    errors = [line for line in _tail(stderr) if _ERROR.match(line)]
+    errors = [line for line in last_launch(_tail(stderr)) if _ERROR.match(line)]
     return "cut off", where + (f"; its last error: {redact(errors[-1])[:300]}" if errors else "")
 
 
 def _is_locked(run_dir: Path) -> bool:
-    """Whether a process is training there now (`stage.lock`)."""
+    """Whether a process is training there now (`run_dir.lock`)."""
     path = run_dir / ".lock"
     if not path.is_file():
         return False

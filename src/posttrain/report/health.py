@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..artifacts import lines_of
 from .curves import parse
 
 ALERTS = "alerts.jsonl"  # in a run directory: {step, title, text}
@@ -34,7 +35,7 @@ def read_alerts(run_dir: Path) -> list[Finding]:
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in lines_of(path.read_text(encoding="utf-8", errors="replace")):
         alert = parse(line) or {}
         if isinstance(alert.get("step"), int):
             known = read_findings([str(alert.get("text"))])

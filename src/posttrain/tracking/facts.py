@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import ANSWERS, git_commit, parent_record, versions
+from ..artifacts import ANSWERS, git_commit, lines_of, parent_record, versions
 from .machine import describe_machine
 
 SHOWN_ANSWERS = 64
@@ -65,6 +65,6 @@ def answers_of(run_dir: Path) -> list[dict[str, Any]]:
     for name in ("after", "test", "validation"):
         path = run_dir / ANSWERS / f"{name}.jsonl"
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()[:SHOWN_ANSWERS]
+            lines = lines_of(path.read_text(encoding="utf-8"))[:SHOWN_ANSWERS]
             return [json.loads(line) for line in lines]
     return []

@@ -46,6 +46,9 @@ class StepClock:
         self.device = trainer.accelerator.device
         self.laps = _CudaLaps() if self.device.type == "cuda" else _Laps()
         self.on = True
+        self.together = trainer.get_tp_size()  # processes that share one copy of the model, and so a batch
+        if self.together > 1:
+            trainer.training_step = self._counted(trainer.training_step)
         trainer.get_batch_samples = self._timed("data", trainer.get_batch_samples)
         trainer.compute_loss = self._timed_loss(trainer.compute_loss)
         trainer.accelerator.backward = self._timed("backward", trainer.accelerator.backward)
@@ -89,13 +92,24 @@ class StepClock:
         def timed(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if not self.on or not self.trainer.model.training:
                 return function(model, inputs, *args, **kwargs)
-            self._count(inputs)
+            if self.together == 1:
+                self._count(inputs)  # as they were prepared: PPO's are drawn on the way
             begun = self.laps.now()
             result = function(model, inputs, *args, **kwargs)
             self.laps.add("forward", begun)
             return result
 
         return timed
+
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Of a model that is split: the batch, once. Its stages ask for a loss of parts, or of none."""
+
+        def counted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.on:
+                self._count(inputs)
+            return function(model, inputs, *args, **kwargs)
+
+        return counted
 
     def _count(self, inputs: Any) -> None:
         import torch
@@ -151,7 +165,7 @@ class StepClock:
         if not self.steps:
             return {}
         accelerator = self.trainer.accelerator
-        tokens, labelled, rows = accelerator.reduce(self.counts, "sum").tolist()
+        tokens, labelled, rows = (accelerator.reduce(self.counts, "sum") / self.together).tolist()
         seconds = {f"time/{phase}": s for phase, s in self.laps.seconds().items()}
         named = seconds | {k: v for k, v in own.items() if k.startswith("time/")}
         found = seconds | {

@@ -25,7 +25,6 @@ class TrackioSink:
 
     name = "trackio"
     later = ""
-    later = ""
 
     def __init__(self, identity: Identity, config: dict[str, Any], settings: TrackingSettings) -> None:
         os.environ.setdefault("TRACKIO_DIR", str(identity.home / FOLDER))  # trackio reads it once, when imported

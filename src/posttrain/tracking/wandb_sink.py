@@ -121,7 +121,7 @@ def last_step(files: list[Path]) -> int:
         command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=file.parent)
         records = [json.loads(line) for line in done.stdout.splitlines()]
-        if not any(record.get("type") == "run" for record in records):
+        if done.returncode == 0 and not any(record.get("type") == "run" for record in records):
             shutil.rmtree(file.parent)
         steps += [int(r["history"]["item"]["_step"]) for r in records if r.get("type") == "history"]
     return max(steps)
