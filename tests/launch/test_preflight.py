@@ -99,6 +99,7 @@ def main():
     ones = torch.ones(1)
     dist.all_reduce(ones)
     print("sum", int(ones))
+    dist.destroy_process_group()  # gloo's threads may abort an interpreter that ends before them
 
 run_main(main)
 """

@@ -10,6 +10,7 @@ use_cpu set DeepSpeed is left out; processes without a launcher train copies, ea
 become torch's DataParallel. Left out: whether the numbers are right, which tests/distributed compares.
 """
 
+import atexit
 import itertools
 import json
 import os
@@ -224,6 +225,15 @@ def start_process_group(args_timeout_s: float, *, on_cpu: bool) -> None:
 
     if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(seconds=args_timeout_s))
+        atexit.register(_leave_process_group)
+
+
+def _leave_process_group() -> None:
+    """gloo's threads end before the interpreter does, or now and then they abort a process that has done its work."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def check_state(args: Any, launch: Launch) -> None:
