@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import Lineage, is_complete, read_lineage, verify, write_atomically
+from .closing import closing_table, result_line
 from .config import StageConfig, build, read_yaml
 from .errors import EXIT_USER_ERROR, ArtifactError, ConfigError, LaunchError
-from .evaluation import in_percent
 from .identity import stage_key
 from .launch import IN_CHAIN, build_command, die_with_parent, environment
 from .launch.settings import LaunchSettings, read_launch
@@ -240,7 +240,7 @@ def run(chain: Chain, *, only: str | None = None, dry_run: bool = False, view: L
     plans = plan(chain, only)
     with Lines() if view is None or dry_run else view as shown:
         for p in plans:
-            result = _result(chain, p.stage) if p.action == "skip" else ""
+            result = result_line(chain.run_dir(p.stage.name)) if p.action == "skip" else ""
             shown.planned(p.stage.name, p.action, p.reason, chain.run_dir(p.stage.name), result)
         if dry_run:
             return
@@ -329,7 +329,7 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None
             kept.flush()
             view.line(stage.name, label, line)
         code = process.wait()
-    view.ended(stage.name, _result(chain, stage) if code == 0 else None)
+    view.ended(stage.name, result_line(chain.run_dir(stage.name)) if code == 0 else None)
     if code == 0:
         return
     tail = last_launch(log.read_text(encoding="utf-8", errors="replace").splitlines())
@@ -352,58 +352,3 @@ _OUR_ERRORS = {"ConfigError", "DataError", "ArtifactError", "LaunchError", "Gate
 def _without_launcher(text: str) -> str:
     """Drop the traceback that accelerate's launcher adds below a recipe's own message."""
     return text.split("\nTraceback (most recent call last)")[0]
-
-
-def closing_table(chain: Chain, width: int = 160) -> str:
-    """Stage, metric before and after and its change, time, peak memory, trained parameters, artifact."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{chain.name}, in {chain.output_dir}", title_justify="left")
-    for column in ("stage", "metric", "before", "after", "change", "time", "memory", "trained", "artifact"):
-        table.add_column(column, justify="left" if column in ("stage", "metric", "artifact") else "right")
-    for stage in chain.stages:
-        run_dir = chain.run_dir(stage.name)
-        if not is_complete(run_dir):
-            table.add_row(stage.name, "not complete")
-            continue
-        lineage = read_lineage(run_dir)
-        cost = lineage.cost
-        name, *costs = (
-            stage.name,
-            f"{cost['wall_s']:.0f} s",
-            f"{cost.get('peak_gpu_bytes', cost['peak_rss_bytes']) / 2**30:.2f} GiB",
-            f"{cost['trained_parameters']:,}" if "trained_parameters" in cost else "",
-            f"{stage.name}/{lineage.kind}",
-        )
-        for metric in _metric_rows(lineage):
-            table.add_row(name, *metric, *costs)
-            name, costs = "", []
-    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115  rich wants an open file
-    console.print(table)
-    return console.export_text()
-
-
-def _result(chain: Chain, stage: ChainStage) -> str:
-    """What a complete stage has shown, in one line."""
-    rows = _metric_rows(read_lineage(chain.run_dir(stage.name)))
-    return "; ".join(f"{metric}: {after}" for metric, _, after, _ in rows if metric)
-
-
-def _metric_rows(lineage: Lineage) -> list[tuple[str, str, str, str]]:
-    """(metric, before, after, change), each with its interval where it has one."""
-    m = lineage.metrics
-    rows: list[tuple[str, str, str, str]] = []
-    for name in ("greedy", "sampled"):
-        if f"{name}_exact" in m.get("after", {}):
-            before, after = (in_percent(m.get(when, {}), f"{name}_exact") for when in ("before", "after"))
-            rows.append((f"exact match, {name}", before, after, in_percent(m.get("change", {}), f"{name}_exact", "+")))
-    if "objective/kl" in m:
-        rows.append(("KL from its start, nats a completion", "", f"{m['objective/kl']:.2f}", ""))
-    if "held_out_accuracy" in m:
-        rows.append((f"accuracy, {m['held_out_pairs']} held-out pairs", "", f"{m['held_out_accuracy']:.1%}", ""))
-    if "f1" in m:
-        rows.append((f"entity F1, {m['sentences']} sentences", "", f"{m['f1']:.1%}", ""))
-    if lineage.kind == "data":
-        rows.append((f"pairs from {m['prompts']} prompts", "", str(m["pairs"]), ""))
-    return rows or [("", "", "", "")]

@@ -40,7 +40,7 @@ from .data import Rows, load_hub, load_rows
 from .errors import DataError, LaunchError
 from .gates import Gate
 from .identity import stage_key
-from .launch import IN_CHAIN, die_with_parent, preflight
+from .launch import die_with_chain, preflight
 from .launch.stop import stop_at_request
 from .logs import say
 from .methods import METHODS
@@ -325,10 +325,7 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
 
     A directory that is complete, or that belongs to a run with another key, is refused: nothing is overwritten.
     """
-    if IN_CHAIN in os.environ:
-        die_with_parent()
-        if not Path(f"/proc/{os.environ[IN_CHAIN]}").exists() and Path("/proc/self").exists():  # too late to be told
-            raise LaunchError("the chain that launched this stage has ended")
+    die_with_chain()
     stage = Stage(parse_args(recipe, sys.argv[1:] if argv is None else argv))
     if stage.is_main:
         settings = stage.config.part(TrackingSettings)

@@ -104,8 +104,15 @@ def accelerate_environment(config_file: Path) -> dict[str, str]:
 def die_with_parent() -> None:
     """Ask Linux to kill this process when its parent dies: a chain that is killed leaves no stage running behind it.
 
-    A chain asks it of its launcher, and by IN_CHAIN of what that starts. Does nothing on other systems, where the run
-    directory's lock still keeps two stages apart.
+    Does nothing on other systems, where the run directory's lock still keeps two stages apart.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def die_with_chain() -> None:
+    """The same for a recipe that a chain's launcher started. Raises LaunchError when the chain has ended already."""
+    if sys.platform == "linux" and IN_CHAIN in os.environ:
+        die_with_parent()
+        if not Path(f"/proc/{os.environ[IN_CHAIN]}").exists():
+            raise LaunchError("the chain that launched this stage has ended")
