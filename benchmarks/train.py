@@ -221,6 +221,7 @@ def main() -> None:
             "- one thread, accelerate's default": (ours(task, rows, out), {**launched, "OMP_NUM_THREADS": "1"}),
             "- gradient checkpointing on": (ours(task, rows, out, gradient_checkpointing="true"), launched),
             "- rows not sorted by length": (ours(task, rows, out, train_sampling_strategy="random"), launched),
+            "- key-value heads copied": (ours(task, rows, out), {**launched, "TRANSFORMERS_SDPA_FORCE_GQA": "0"}),
         }
         if has_bf16():
             contestants["- fp32 instead of bf16"] = (ours(task, rows, out, bf16="false"), launched)

@@ -83,7 +83,7 @@ def generate(
     from transformers import LogitsProcessorList
 
     from .generation import Draw, end_tokens, fresh_uniforms, settings
-    from .lm_head import weight_first
+    from .lm_head import in_slices
     from .tokens import render
 
     ids = [render(p, tokenizer, add_generation_prompt=not isinstance(p, str)) for p in prompts]
@@ -100,7 +100,7 @@ def generate(
         input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in batch])
         attention_mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch])
         input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
-        with torch.random.fork_rng(devices=_cuda_devices()), torch.no_grad(), weight_first(model):
+        with torch.random.fork_rng(devices=_cuda_devices()), torch.no_grad(), in_slices(model):
             torch.manual_seed(seed * 1_000_003 + start)
             shared = copies > 1 and width > 1 and mixed
             warm = [*temperatures] * len(batch)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
-from .lm_head import weight_first
+from .kv_cache import cache_with_room
+from .lm_head import in_slices
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -66,13 +67,16 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, temperatures: Sequence[float], top_p: float, uniform: Callable[[int], Tensor]) -> None:
         self.temperatures, self.uniform = torch.tensor(temperatures)[:, None], uniform
+        self.greedy = 0 in temperatures
         self.nucleus = TopPLogitsWarper(top_p) if top_p < 1.0 else None
         self.place = 0
         self.logprobs: list[Tensor] | None = None  # of the drawn tokens, with what they were drawn from
         self.entropies: list[Tensor] = []
 
     def keep(self) -> None:
-        """Keep each drawn token's log-probability and the entropy of its distribution, (B,) a place."""
+        """Keep each drawn token's log-probability and the entropy of its distribution, (B,) a place; of all tokens, as
+        a nucleus would leave those outside it a probability of 0 and no logarithm."""
+        assert self.nucleus is None
         self.logprobs = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -80,15 +84,17 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
         warm = scores.float() / warmth.clamp(min=1e-6)
         if self.nucleus is not None:
             warm = self.nucleus(input_ids, warm)
-        probabilities = torch.softmax(warm, -1)
+        log_p = torch.log_softmax(warm, -1)
+        probabilities = log_p.exp()
         cumulative = probabilities.cumsum(-1)
         number = self.uniform(self.place).to(scores.device)[:, None] * cumulative[:, -1:]
         self.place += 1
-        drawn = torch.searchsorted(cumulative, number, right=True).clamp(max=scores.shape[-1] - 1)
-        chosen = torch.where(warmth > 0, drawn, scores.argmax(-1, keepdim=True))
+        chosen = torch.searchsorted(cumulative, number, right=True).clamp(max=scores.shape[-1] - 1)
+        if self.greedy:
+            chosen = torch.where(warmth > 0, chosen, scores.argmax(-1, keepdim=True))
         if self.logprobs is not None:
-            self.logprobs.append(probabilities.gather(1, chosen)[:, 0].log())
-            self.entropies.append(torch.special.entr(probabilities).sum(-1))
+            self.logprobs.append(log_p.gather(1, chosen)[:, 0])
+            self.entropies.append(-torch.linalg.vecdot(probabilities, log_p))
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
@@ -116,10 +122,11 @@ def generate_ids(
     """
     draw = Draw([temperature] * len(input_ids), 1.0, lambda place: uniforms[:, place])
     draw.keep()
-    with weight_first(model):
+    with in_slices(model):
         out = model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
+            past_key_values=cache_with_room(model, max_new_tokens),
             logits_processor=LogitsProcessorList([draw]),
             generation_config=settings(model, tokenizer, max_new_tokens),
         )

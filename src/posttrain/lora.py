@@ -39,8 +39,9 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 def folded(model: Any) -> Iterator[None]:
     """`W + s B A` in place of W and the active adapter, in every plain layer: one product, not three.
 
-    The weights are put back, not computed back. Layers that are not plain (16 and 4 bits among them, where the sum
-    would be rounded to another policy) stay as they are.
+    The layer calls that product and nothing of PEFT's, whose own way to a merged layer takes longer, for a few rows,
+    than a small product. The weights are put back, not computed back. Layers that are not plain (16 and 4 bits among
+    them, where the sum would be rounded to another policy) stay as they are.
     """
     from peft.tuners.lora import Linear
 
@@ -52,13 +53,13 @@ def folded(model: Any) -> Iterator[None]:
                 weight, a, b = layer.base_layer.weight, layer.lora_A[name].weight, layer.lora_B[name].weight
                 kept.append((layer, weight.data))
                 weight.data = torch.addmm(weight, b, a, alpha=layer.scaling[name])
-                layer.merged_adapters.append(name)
+                layer.forward = layer.base_layer.forward
     try:
         yield
     finally:
         for layer, data in kept:
             layer.base_layer.weight.data = data
-            layer.merged_adapters.clear()
+            del layer.forward
 
 
 def _is_plain(layer: Any, x: Tensor) -> bool:
@@ -69,7 +70,7 @@ def _is_plain(layer: Any, x: Tensor) -> bool:
 
 def _is_plain_layer(layer: Any) -> bool:
     """Whether a layer has frozen fp32 weights and one plain adapter, with nothing that watches their modules."""
-    if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
+    if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1 or "forward" in vars(layer):
         return False
     (name,) = layer.active_adapters
     base = layer.base_layer
@@ -87,13 +88,14 @@ def _is_plain_layer(layer: Any) -> bool:
 
 def _is_untouched(part: Any) -> bool:
     """Whether calling a linear module is no more than its product with fp32 weights in memory."""
+    if type(part) is not nn.Linear or "forward" in vars(part):  # accelerate's offloading puts one there
+        return False
+    weight = part.weight
     return (
-        type(part) is nn.Linear
-        and "forward" not in vars(part)  # accelerate's offloading puts one there
-        and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
-        and type(part.weight) is nn.Parameter
-        and part.weight.device.type == "cpu"
-        and part.weight.dtype == torch.float32
+        not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+        and type(weight) is nn.Parameter
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
     )
 
 
@@ -129,8 +131,8 @@ class LowRankLinear(torch.autograd.Function):
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ weight).addmm_(grad_low, a, alpha=ctx.scaling).view(ctx.shape)
-        if ctx.needs_input_grad[3]:
-            grad_a = (grad_low.mT @ rows).mul_(ctx.scaling)
+        if ctx.needs_input_grad[3]:  # beta=0: scaled by the product itself, whatever `a` holds
+            grad_a = torch.addmm(a, grad_low.mT, rows, beta=0, alpha=ctx.scaling)
         if ctx.needs_input_grad[4]:
-            grad_b = (grad.mT @ low).mul_(ctx.scaling)
+            grad_b = torch.addmm(b, grad.mT, low, beta=0, alpha=ctx.scaling)
         return grad_x, None, None, grad_a, grad_b, None

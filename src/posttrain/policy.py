@@ -6,6 +6,7 @@ from typing import Any
 from . import gates
 from .adapters import ADAPTER, fold_for_generation, foundation, start_model, without_adapter
 from .artifacts import ANSWERS
+from .attention import use_grouped_heads
 from .data import Rows
 from .evaluation import Answer, answer, change, comparable, exact_match, generate, read_answers, write_answers
 from .gates import Gate
@@ -50,6 +51,7 @@ def start(stage: Stage, base: str, *, task: str) -> tuple[Any, Any, str | None]:
 
     use_dense_lm_head()
     use_accumulated_lora()
+    use_grouped_heads()
     # The score head and a fresh adapter are drawn here, before the trainer seeds.
     set_seed(int(stage.config.values["seed"]))
     model, peft_config, how = start_model(

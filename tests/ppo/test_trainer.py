@@ -69,10 +69,14 @@ def test_only_policy_and_critic_move(make, adapter, reward_adapter, value_mode):
     assert all(f".{POLICY}." in n or trainer.model.is_critic(n) for n in trained)
 
 
+@pytest.mark.parametrize("micro_batch", [2, 8])
 @pytest.mark.parametrize("value_mode", MODES)
-def test_what_the_rollout_kept_is_what_the_policy_computes(make, adapter, value_mode):
+def test_what_the_rollout_kept_is_what_the_policy_computes(make, adapter, value_mode, micro_batch):
     """Log-probabilities, entropies and values of the draws, against one pass over the whole rows. Rows are ragged."""
-    trainer = make(continued=adapter, value_mode=value_mode, temperature=0.7, per_device_train_batch_size=8)
+    trainer = make(
+        continued=adapter, value_mode=value_mode, temperature=0.7, per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=8 // micro_batch,
+    )  # fmt: skip
     trainer.model.value_head.weight.data.normal_()
     kept = []
     evaluate = trainer.collector.logprobs_and_values
@@ -81,10 +85,22 @@ def test_what_the_rollout_kept_is_what_the_policy_computes(make, adapter, value_
     ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], 1)
     attended = torch.cat([rollout.prompt_mask, rollout.completion_mask], 1)
     assert len(set(attended.sum(1).tolist())) > 2
+    policy = trainer.model.policy.get_base_model()
     with torch.no_grad():
-        again = trainer.model(ids, attended, rollout.completion_mask)
-    for then, now in zip(kept[0], again, strict=False):
+        logprobs, _, values = trainer.model(ids, attended, rollout.completion_mask)
+        logits = policy(input_ids=ids, attention_mask=attended, position_ids=positions(attended)).logits
+        reference = trainer.model.reference_logprobs(ids, attended, rollout.completion_mask)
+    entropies = torch.distributions.Categorical(logits=logits[:, rollout.prompt_ids.shape[1] - 1 : -1] / 0.7).entropy()
+    for then, now in zip(kept[0], (logprobs, entropies, values, reference), strict=True):
         assert torch.allclose(then, now * rollout.completion_mask, atol=2e-5)
+
+
+def test_training_and_evaluation_reach_every_part(make):
+    """`train` is asked for each micro-batch, and walks where something changes."""
+    model = make().model
+    for mode in (True, True, False, False, True):
+        assert model.train(mode) is model
+        assert {m.training for m in model.modules()} == {mode}
 
 
 def test_the_update_is_that_of_a_plain_implementation(make):

@@ -35,9 +35,12 @@ class ActorCritic(nn.Module):
         copy_reference: whether the reference is a frozen copy of the policy as it is now. False is for a fresh adapter,
             which changes nothing yet: there the base without adapter is the reference, and nothing is copied.
         temperature: what logits are divided by, in every log-probability.
+        entropies: whether `forward` gives them. An update has no use for them.
     """
 
-    def __init__(self, policy: Any, *, value_mode: str, copy_reference: bool, temperature: float) -> None:
+    def __init__(
+        self, policy: Any, *, value_mode: str, copy_reference: bool, temperature: float, entropies: bool = False
+    ) -> None:
         from trl.trainer.utils import add_fused_lm_head
 
         super().__init__()
@@ -60,12 +63,14 @@ class ActorCritic(nn.Module):
         if value_mode == "model":
             whole = copy.deepcopy(policy)
             self.value_model = trunk_of(whole.merge_and_unload() if self.is_peft else whole).requires_grad_(True)
-        add_fused_lm_head(causal_lm(policy), temperature=temperature, outputs=("log_probs", "entropy"))
+        outputs = ("log_probs", "entropy") if entropies else ("log_probs",)
+        add_fused_lm_head(causal_lm(policy), temperature=temperature, outputs=outputs)
         # Zero: a critic that has learned nothing expects nothing.
         self.value_head = Head(policy.config.get_text_config().hidden_size, 1, device=policy.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.set_trainable()
+        self.eval()  # all of it, as transformers hands a model out
 
     # What transformers' Trainer asks of a model
 
@@ -77,6 +82,10 @@ class ActorCritic(nn.Module):
     def device(self) -> torch.device:
         device: torch.device = self.policy.device
         return device
+
+    def train(self, mode: bool = True) -> "ActorCritic":
+        """As of any module. transformers asks for it each micro-batch, and a walk through all of them takes time."""
+        return self if self.training == mode else super().train(mode)
 
     def add_model_tags(self, tags: Any) -> None:
         self.policy.add_model_tags(tags)
@@ -123,6 +132,9 @@ class ActorCritic(nn.Module):
 
     def set_trainable(self) -> None:
         """Fix which parameters are trained, once: the policy's, the critic's, and nothing else."""
+        self.adapter_layers = [
+            m for m in self.policy.modules() if hasattr(m, "_active_adapter") and hasattr(m, "_disable_adapters")
+        ]
         if not self.is_peft:
             return
         for name, parameter in self.policy.named_parameters():
@@ -139,23 +151,19 @@ class ActorCritic(nn.Module):
     @contextmanager
     def role(self, adapter: str | None) -> Iterator[None]:
         """Compute with this adapter, or with none, for a while."""
-        layers = self._adapter_layers()
-        before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
-        for layer in layers:
+        before = [(layer._active_adapter, layer._disable_adapters) for layer in self.adapter_layers]
+        for layer in self.adapter_layers:
             layer._disable_adapters = adapter is NO_ADAPTER
             if adapter is not NO_ADAPTER:
                 layer._active_adapter = [adapter]
         try:
             yield
         finally:
-            for layer, (active, disabled) in zip(layers, before, strict=True):
+            for layer, (active, disabled) in zip(self.adapter_layers, before, strict=True):
                 layer._active_adapter, layer._disable_adapters = active, disabled
 
-    def _adapter_layers(self) -> list[Any]:
-        return [m for m in self.policy.modules() if hasattr(m, "_active_adapter") and hasattr(m, "_disable_adapters")]
-
     def _recompute_in_role(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        active = next(iter(self._adapter_layers()))._active_adapter[0]
+        active = self.adapter_layers[0]._active_adapter[0]
         return nullcontext(), self.role(active)
 
     def _copy_adapter(self, source: str, target: str) -> None:
@@ -208,8 +216,8 @@ class ActorCritic(nn.Module):
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, detach_critic: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities, entropies and values of completion tokens, each (B, C).
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Log-probabilities, entropies (if asked for) and values of completion tokens, each (B, C).
 
         `input_ids` and `attention_mask` are (B, P + C), prompts padded on the left and completions on the right;
         `completion_mask` is (B, C). A token's value is that of the state before it. Zero on padding. `detach_critic`
@@ -263,7 +271,7 @@ class ActorCritic(nn.Module):
 
     def _logprobs(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         width = completion_mask.shape[1]
         labels = torch.full_like(input_ids, -100)
         labels[:, -width:] = input_ids[:, -width:].masked_fill(completion_mask == 0, -100)
@@ -271,8 +279,8 @@ class ActorCritic(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask), labels=labels,
             fused_lm_head=True,
         )  # fmt: skip
-        entropy = out.entropy if out.entropy is not None else torch.zeros_like(out.log_probs)
-        return out.log_probs[:, -width:].float(), entropy[:, -width:].float()
+        entropies = None if out.entropy is None else out.entropy[:, -width:].float()
+        return out.log_probs[:, -width:].float(), entropies
 
     @torch.no_grad()
     def reward_scores(self, input_ids: Tensor, attention_mask: Tensor, name: str) -> Tensor:

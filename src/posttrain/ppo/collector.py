@@ -186,18 +186,24 @@ class Collector:
         a rollout then computes in another precision than the update, and the first ratio must be 1.
         """
         width, model = completion_mask.shape[1], self.model
-        parts: list[tuple[Tensor, ...]] = []
-        for rows in torch.split(torch.arange(len(ids)), self.args.per_device_train_batch_size):
-            batch = ids[rows], attended[rows], completion_mask[rows]
+        start = ids.shape[1] - width  # of the completions
+        prompts, completions = attended[:, :start].sum(1), completion_mask.sum(1)
+        found = [torch.zeros_like(completion_mask, dtype=torch.float32) for _ in range(4)]
+        # Without gradients twice an update's rows fit; rows of similar length share a pass, without their padding.
+        for rows in torch.split((prompts + completions).argsort(), 2 * self.args.per_device_train_batch_size):
+            drawn_here = int(completions[rows].max())
+            columns = slice(start - int(prompts[rows].max()), start + drawn_here)
+            batch = ids[rows, columns], attended[rows, columns], completion_mask[rows, :drawn_here]
             # The roles are called past accelerate's wrapper: without this they would compute in another precision.
             with self.accelerator.autocast():
-                if drawn.logprobs is None or drawn.entropies is None or self.args.bf16 or self.args.fp16:
+                if drawn.logprobs is None or drawn.entropies is None or self.args.recomputes:
                     policy = model(*batch)
                 else:
-                    values = torch.stack(noted[:width], 1)[rows] if noted else model.values(*batch)
-                    policy = drawn.logprobs[rows], drawn.entropies[rows], values
-                parts.append((*policy, model.reference_logprobs(*batch)))
-        return [torch.cat(part).float() * completion_mask for part in zip(*parts, strict=True)]
+                    values = torch.stack(noted[:drawn_here], 1)[rows] if noted else model.values(*batch)
+                    policy = drawn.logprobs[rows, :drawn_here], drawn.entropies[rows, :drawn_here], values
+                for into, part in zip(found, (*policy, model.reference_logprobs(*batch)), strict=True):
+                    into[rows, :drawn_here] = part.float()
+        return [part * completion_mask for part in found]
 
     def _keep_some(
         self, prompts: Sequence[Any], completion_ids: Sequence[list[int]], raw: Tensor, by_reward: Tensor, kl: Tensor

@@ -123,3 +123,8 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     def rollout_size(self) -> int:
         """Completions of one rollout, a process."""
         return int(self.per_device_train_batch_size * self.micro_batches)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether a rollout's log-probabilities are computed again, in an update's precision."""
+        return bool(self.use_vllm or self.bf16 or self.fp16)

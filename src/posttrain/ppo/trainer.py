@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers.trainer import SCHEDULER_NAME
 from trl.trainer.base_trainer import _BaseTrainer
 
+from ..attention import use_grouped_heads
 from ..generation import check_generation_settings
 from ..lm_head import use_dense_lm_head
 from ..lora import use_accumulated_lora
@@ -87,6 +88,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         load_whole()
         use_dense_lm_head()
         use_accumulated_lora()
+        use_grouped_heads()
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=args.trust_remote_code)
         if any(map(is_split, model.parameters())):
@@ -104,8 +106,9 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             _check_dataset(eval_dataset, "eval_dataset", args, tokenizer)
         check_generation_settings(model)
         actor_critic = ActorCritic(
-            model, value_mode=args.value_mode, copy_reference=continued, temperature=args.temperature
-        )
+            model, value_mode=args.value_mode, copy_reference=continued, temperature=args.temperature,
+            entropies=args.recomputes,
+        )  # fmt: skip
         funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
         tokenizers = reward_processing_classes
         if not isinstance(tokenizers, (list, tuple)):
@@ -249,13 +252,14 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
     def _deal(self, epoch: int) -> None:
         """Shuffle the rollout into micro-batches, and count each optimizer step's tokens over all processes."""
         assert self.rollout is not None
-        lengths = self.rollout.completion_mask.sum(1)
+        tokens = self.rollout.completion_mask.sum(1)
+        lengths = self.rollout.prompt_mask.sum(1) + tokens
         self.batches = micro_batches(
             self.args.seed + self.args.process_index, self.collector.rollouts, epoch, lengths.tolist(),
             self.args.num_mini_batches, self.args.per_device_train_batch_size,
         )  # fmt: skip
         accumulated = self.args.gradient_accumulation_steps
-        mine = torch.stack([lengths[rows].sum() for rows in self.batches]).view(-1, accumulated).sum(1)
+        mine = torch.stack([tokens[rows].sum() for rows in self.batches]).view(-1, accumulated).sum(1)
         self.tokens_a_step = self.accelerator.reduce(mine.float(), "sum").tolist()
 
     def _micro_batch(self, rollout: Rollout, rows: Tensor, tokens: Any) -> dict[str, Any]:

@@ -1,0 +1,19 @@
+"""Attention with fewer key-value heads than query heads, on a CPU."""
+
+import os
+
+
+def use_grouped_heads() -> bool:
+    """Let the attention kernel share key-value heads among query heads, where no accelerator is there.
+
+    Where a batch has padding, transformers repeats keys and values for each query head instead: on CUDA a mask would
+    lead to a slow kernel (`transformers/integrations/sdpa_attention.py`, `use_gqa_in_sdpa`). The CPU's has no such
+    weakness: the same numbers, without the copies. Returns whether it did; safe to call again.
+    `benchmarks/train.py --gains` measures it.
+    """
+    import torch
+
+    if torch.cuda.is_available() or torch.xpu.is_available():
+        return False
+    os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
+    return True

@@ -1,0 +1,48 @@
+"""A key-value cache with room for the tokens to come.
+
+transformers' own grows by concatenation: each token copies the keys and values of all tokens before it, in every layer.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+class LayerWithRoom(DynamicLayer):  # type: ignore[misc]
+    """Keys and values (B, heads, T, size), views of tensors that have room for `room` tokens after the first update.
+
+    For decoding row by row; past its room it grows like transformers' own.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.storage: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            shapes = [(*new.shape[:-2], end + self.room, new.shape[-1]) for new in (key_states, value_states)]
+            self.storage = [key_states.new_empty(shape) for shape in shapes]
+        if end > self.storage[0].shape[-2]:
+            return super().update(key_states, value_states)  # type: ignore[no-any-return]
+        for stored, new in zip(self.storage, (key_states, value_states), strict=True):
+            stored[..., begin:end, :] = new
+        self.keys, self.values = (stored[..., :end, :] for stored in self.storage)
+        return self.keys, self.values
+
+
+def cache_with_room(model: Any, tokens: int) -> DynamicCache | None:
+    """An empty cache for `generate(past_key_values=)`; None where the model keeps another kind.
+
+    Layers of other kinds, those with a sliding window among them, stay transformers'.
+    """
+    if not model._supports_default_dynamic_cache():
+        return None
+    cache = DynamicCache(config=model.config)
+    cache.layers = [LayerWithRoom(tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
