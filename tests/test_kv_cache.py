@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)  # fmt: skip
 from transformers.cache_utils import DynamicLayer
 
 from posttrain.kv_cache import LayerWithRoom, cache_with_room
@@ -39,6 +46,17 @@ def test_within_its_room_nothing_is_copied():
         assert ((keys.data_ptr(), values.data_ptr()) == at) == (token < 5)
 
 
+@pytest.mark.parametrize("change", ["batch_select_indices", "reorder_cache"])
+def test_chosen_rows_stay_chosen(change):
+    layer, plain = LayerWithRoom(5), DynamicLayer()
+    first, new = (tuple(torch.randn(2, 3, tokens, 8) for _ in range(2)) for tokens in (4, 1))
+    for cache in (layer, plain):
+        cache.update(*first)
+        getattr(cache, change)(torch.tensor([1, 0]))
+    for ours, theirs in zip(layer.update(*new), plain.update(*new), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_other_kinds_of_layers_and_caches_stay_as_they_are(monkeypatch):
     config = MistralConfig(
         vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -47,5 +65,9 @@ def test_other_kinds_of_layers_and_caches_stay_as_they_are(monkeypatch):
     model = MistralForCausalLM(config)
     kinds = [type(layer) for layer in cache_with_room(model, 5).layers]
     assert kinds == [type(layer) for layer in DynamicCache(config=config).layers] != [LayerWithRoom] * 2
-    monkeypatch.setattr(MistralForCausalLM, "_supports_default_dynamic_cache", classmethod(lambda cls: False))
+    model.generation_config.cache_implementation = "static"
     assert cache_with_room(model, 5) is None
+    mamba = MambaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, state_size=2)
+    assert cache_with_room(MambaForCausalLM(mamba), 5) is None
+    monkeypatch.setattr(MistralForCausalLM, "_supports_default_dynamic_cache", classmethod(lambda cls: False))
+    assert cache_with_room(MistralForCausalLM(config), 5) is None

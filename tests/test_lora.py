@@ -218,6 +218,24 @@ def test_folded_gives_the_same_outputs_by_the_base_alone_and_puts_the_weights_ba
     assert torch.equal(model(x), before)
 
 
+def test_folding_that_fails_halfway_leaves_nothing_folded(monkeypatch):
+    model, x = layers(), torch.randn(5, 12)
+    before, product, calls = model(x).detach(), torch.addmm, []
+
+    def fails_at_the_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return product(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "addmm", fails_at_the_second)
+        with pytest.raises(MemoryError), lora.folded(model):
+            pass
+    assert not any("forward" in vars(layer) for layer in adapted(model))
+    assert torch.equal(model(x), before)
+
+
 def test_folded_leaves_alone_what_is_not_plain():
     """16 bits would round the sum; DoRA's sum is another one."""
     for model in (layers().to(torch.bfloat16), layers(use_dora=True)):

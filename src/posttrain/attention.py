@@ -6,14 +6,15 @@ import os
 def use_grouped_heads() -> bool:
     """Let the attention kernel share key-value heads among query heads, where no accelerator is there.
 
-    Where a batch has padding, transformers repeats keys and values for each query head instead: on CUDA a mask would
-    lead to a slow kernel (`transformers/integrations/sdpa_attention.py`, `use_gqa_in_sdpa`). The CPU's has no such
-    weakness: the same numbers, without the copies. Returns whether it did; safe to call again.
+    Where a batch has padding, transformers repeats keys and values for each query head instead, except for a single
+    token: on CUDA shared heads and a mask would lead to a slow kernel (`transformers/integrations/sdpa_attention.py`,
+    `use_gqa_in_sdpa`). The CPU's has no such weakness: the same numbers, without the copies. The switch is
+    transformers' own, of the environment; what stands there stays. Returns whether there is no accelerator.
     `benchmarks/train.py --gains` measures it.
     """
     import torch
 
-    if torch.cuda.is_available() or torch.xpu.is_available():
+    if torch.accelerator.is_available():
         return False
     os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     return True

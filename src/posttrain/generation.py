@@ -29,6 +29,7 @@ def settings(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfi
         eos_token_id=sorted(end_tokens(model, tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
+        use_cache=True,  # training in full writes False into a model's settings
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
     )
@@ -74,9 +75,7 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
         self.entropies: list[Tensor] = []
 
     def keep(self) -> None:
-        """Keep each drawn token's log-probability and the entropy of its distribution, (B,) a place; of all tokens, as
-        a nucleus would leave those outside it a probability of 0 and no logarithm."""
-        assert self.nucleus is None
+        """Keep each drawn token's log-probability and the entropy of its distribution, (B,) a place."""
         self.logprobs = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -94,6 +93,7 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
             chosen = torch.where(warmth > 0, chosen, scores.argmax(-1, keepdim=True))
         if self.logprobs is not None:
             self.logprobs.append(log_p.gather(1, chosen)[:, 0])
+            log_p.clamp_(min=torch.finfo(log_p.dtype).min)  # or a token that cannot be drawn gives 0 times infinity
             self.entropies.append(-torch.linalg.vecdot(probabilities, log_p))
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 

@@ -3,6 +3,7 @@
 transformers' own grows by concatenation: each token copies the keys and values of all tokens before it, in every layer.
 """
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -13,8 +14,11 @@ from transformers.cache_utils import DynamicLayer
 class LayerWithRoom(DynamicLayer):  # type: ignore[misc]
     """Keys and values (B, heads, T, size), views of tensors that have room for `room` tokens after the first update.
 
-    For decoding row by row; past its room it grows like transformers' own.
+    Past its room, or once its rows were chosen or repeated, it grows like transformers' own.
     """
+
+    keys: Any
+    values: Any
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -28,7 +32,7 @@ class LayerWithRoom(DynamicLayer):  # type: ignore[misc]
             self.lazy_initialization(key_states, value_states)
             shapes = [(*new.shape[:-2], end + self.room, new.shape[-1]) for new in (key_states, value_states)]
             self.storage = [key_states.new_empty(shape) for shape in shapes]
-        if end > self.storage[0].shape[-2]:
+        elif end > self.storage[0].shape[-2] or self.keys.data_ptr() != self.storage[0].data_ptr():
             return super().update(key_states, value_states)  # type: ignore[no-any-return]
         for stored, new in zip(self.storage, (key_states, value_states), strict=True):
             stored[..., begin:end, :] = new
@@ -37,11 +41,13 @@ class LayerWithRoom(DynamicLayer):  # type: ignore[misc]
 
 
 def cache_with_room(model: Any, tokens: int) -> DynamicCache | None:
-    """An empty cache for `generate(past_key_values=)`; None where the model keeps another kind.
+    """An empty cache for `generate(past_key_values=)`; None where the model, or its own settings, want another kind.
 
     Layers of other kinds, those with a sliding window among them, stay transformers'.
     """
-    if not model._supports_default_dynamic_cache():
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    takes_it = "past_key_values" in inspect.signature(base.forward).parameters  # Mamba's name is another
+    if not (takes_it and base._supports_default_dynamic_cache()) or base.generation_config.cache_implementation:
         return None
     cache = DynamicCache(config=model.config)
     cache.layers = [LayerWithRoom(tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]

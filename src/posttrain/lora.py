@@ -40,26 +40,27 @@ def folded(model: Any) -> Iterator[None]:
     """`W + s B A` in place of W and the active adapter, in every plain layer: one product, not three.
 
     The layer calls that product and nothing of PEFT's, whose own way to a merged layer takes longer, for a few rows,
-    than a small product. The weights are put back, not computed back. Layers that are not plain (16 and 4 bits among
-    them, where the sum would be rounded to another policy) stay as they are.
+    than a small product; so another adapter cannot be chosen meanwhile. The weights are put back, not computed back.
+    Layers that are not plain (16 and 4 bits among them, where the sum would be rounded to another policy) stay as they
+    are.
     """
     from peft.tuners.lora import Linear
 
     kept = []
-    with torch.no_grad():
-        for layer in model.modules():
-            if isinstance(layer, Linear) and _is_plain_layer(layer):
-                (name,) = layer.active_adapters
-                weight, a, b = layer.base_layer.weight, layer.lora_A[name].weight, layer.lora_B[name].weight
-                kept.append((layer, weight.data))
-                weight.data = torch.addmm(weight, b, a, alpha=layer.scaling[name])
-                layer.forward = layer.base_layer.forward
     try:
+        with torch.no_grad():
+            for layer in model.modules():
+                if isinstance(layer, Linear) and _is_plain_layer(layer):
+                    (name,) = layer.active_adapters
+                    weight, a, b = layer.base_layer.weight, layer.lora_A[name].weight, layer.lora_B[name].weight
+                    summed = torch.addmm(weight, b, a, alpha=layer.scaling[name])
+                    kept.append((layer, weight.data))
+                    weight.data, layer.forward = summed, layer.base_layer.forward
         yield
     finally:
         for layer, data in kept:
             layer.base_layer.weight.data = data
-            del layer.forward
+            vars(layer).pop("forward", None)
 
 
 def _is_plain(layer: Any, x: Tensor) -> bool:

@@ -84,8 +84,9 @@ class ActorCritic(nn.Module):
         return device
 
     def train(self, mode: bool = True) -> "ActorCritic":
-        """As of any module. transformers asks for it each micro-batch, and a walk through all of them takes time."""
-        return self if self.training == mode else super().train(mode)
+        """As of any module; but where all parts are in this mode their own parts are not visited. transformers asks for
+        it each micro-batch, and a walk through all of them takes time."""
+        return self if all(m.training == mode for m in (self, *self.children())) else super().train(mode)
 
     def add_model_tags(self, tags: Any) -> None:
         self.policy.add_model_tags(tags)

@@ -54,8 +54,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         reward_processing_classes: one tokenizer a reward, None where it has none of its own.
         peft_config: makes a fresh adapter.
 
-    On a CPU it gives TRL another language-model head and PEFT another LoRA layer, in this process and for good
-    (`lm_head.py`, `lora.py`): the same numbers, faster.
+    On a CPU it gives TRL another language-model head, PEFT another LoRA layer and transformers another way to call
+    attention, in this process and for good (`lm_head.py`, `lora.py`, `attention.py`): the same numbers, faster.
 
     Raises ValueError for what does not fit together, before anything is drawn.
     """
