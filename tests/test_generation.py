@@ -13,12 +13,12 @@ def test_a_draw_keeps_its_logprob_and_entropy(temperature):
     torch.manual_seed(0)
     logits = torch.randn(6, 11) * 3
     logits[:, 4], logits[2, 5:] = -torch.inf, torch.finfo(torch.float32).min
-    draw = Draw([temperature] * 6, 1.0, lambda place: torch.tensor([0.0, 0.1, 0.3, 0.5, 0.9, 0.999]))
+    numbers = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.9, 0.999])
+    draw = Draw([temperature] * 6, 1.0, lambda place: numbers)
     draw.keep()
     chosen = draw(None, logits).argmax(-1)
     expected = torch.distributions.Categorical(logits=logits / temperature)
     cumulative = expected.probs.cumsum(1)
-    numbers = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.9, 0.999])
     assert torch.equal(chosen, (cumulative <= numbers[:, None]).sum(1))
     torch.testing.assert_close(draw.logprobs[0], expected.log_prob(chosen))
     torch.testing.assert_close(draw.entropies[0], torch.special.entr(expected.probs).sum(1))

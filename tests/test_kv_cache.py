@@ -9,7 +9,7 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-)  # fmt: skip
+)
 from transformers.cache_utils import DynamicLayer
 
 from posttrain.kv_cache import LayerWithRoom, cache_with_room

@@ -132,7 +132,7 @@ class ActorCritic(nn.Module):
     # Roles
 
     def set_trainable(self) -> None:
-        """Fix which parameters are trained, once: the policy's, the critic's, and nothing else."""
+        """Fix which layers have adapters, and that only the policy's and the critic's parameters are trained."""
         self.adapter_layers = [
             m for m in self.policy.modules() if hasattr(m, "_active_adapter") and hasattr(m, "_disable_adapters")
         ]
