@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from torch import nn
+from trl.trainer.utils import disable_dropout_in_model
 
 from posttrain import lora
 
@@ -76,7 +77,7 @@ def test_gradients_equal_finite_differences():
     torch.manual_seed(0)
     x, a, b = (torch.randn(s, dtype=torch.double, requires_grad=True) for s in ((3, 5), (2, 5), (4, 2)))
     weight, bias = torch.randn(4, 5, dtype=torch.double), torch.randn(4, dtype=torch.double)
-    assert torch.autograd.gradcheck(lambda x, a, b: lora.LowRankLinear.apply(x, weight, bias, a, b, 1.5), (x, a, b))
+    assert torch.autograd.gradcheck(lambda x, a, b: lora.LowRankLinear.apply(x, weight, bias, (1.5,), a, b), (x, a, b))
 
 
 @pytest.mark.parametrize("shape", [(0, 12), (2, 0, 12), (12,)])
@@ -182,10 +183,13 @@ def test_two_adapters_at_once_and_autocast_go_to_peft(calls):
 
 
 def test_dropout_that_is_off_is_plain(calls):
-    model = layers(lora_dropout=0.5).eval()
+    off, switched_off = layers(lora_dropout=0.5).eval(), layers(lora_dropout=0.5).train()
+    disable_dropout_in_model(switched_off)
     x = torch.randn(3, 12)
-    torch.testing.assert_close(run(model, x), with_peft(model, x))
-    assert len(calls) == 2
+    for model in (off, switched_off):
+        calls.clear()
+        torch.testing.assert_close(run(model, x), with_peft(model, x))
+        assert len(calls) == 2
 
 
 def test_gradient_checkpointing_recomputes_the_same(calls):
@@ -199,6 +203,87 @@ def test_gradient_checkpointing_recomputes_the_same(calls):
     model.forward = lambda x: checkpoint(forward, x, use_reentrant=False)
     torch.testing.assert_close(run(model, x), plain)
     assert len(calls) == 6
+
+
+def two_adapters(**options):
+    model = layers()
+    config = LoraConfig(target_modules=["0", "2"], r=3, lora_alpha=12, init_lora_weights=False, **options)
+    model.add_adapter("second", config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return model
+
+
+def test_side_by_side_each_part_has_its_adapter():
+    """Outputs and all gradients are those of PEFT's forward, one adapter after the other."""
+    model, x = two_adapters(), torch.randn(4, 3, 12)
+    parts = []
+    for number, name in enumerate(("second", "default")):
+        for layer in adapted(model):
+            layer._active_adapter = [name]
+        part = x[2 * number : 2 * number + 2].clone().requires_grad_()
+        y = Linear.peft_forward(adapted(model)[1], Linear.peft_forward(adapted(model)[0], part).tanh())
+        (y**2).sum().backward()
+        parts.append((y.detach(), part.grad))
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    assert len(expected) == 8
+    model.zero_grad()
+
+    whole = x.clone().requires_grad_()
+    assert lora.all_plain(adapted(model), ("second", "default"))
+    with lora.side_by_side(adapted(model), ("second", "default"), x.shape[:2]):
+        y = model(whole)
+    (y**2).sum().backward()
+    torch.testing.assert_close(y.detach(), torch.cat([y for y, _ in parts]))
+    torch.testing.assert_close(whole.grad, torch.cat([grad for _, grad in parts]))
+    torch.testing.assert_close({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, expected)
+
+
+def test_side_by_side_a_frozen_adapter_leaves_the_other_its_gradient():
+    model, x = two_adapters(), torch.randn(4, 3, 12)
+    for layer in adapted(model):
+        layer.lora_A["default"].requires_grad_(False)
+        layer.lora_B["default"].requires_grad_(False)
+    with lora.side_by_side(adapted(model), ("default", "second"), x.shape[:2]):
+        model(x).sum().backward()
+    grads = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert grads == {n for n, _ in model.named_parameters() if ".second." in n}
+
+
+def test_side_by_side_refuses_other_rows_and_ends_with_its_block():
+    model, x = two_adapters(), torch.randn(4, 3, 12)
+    before = model(x)
+    for other in (x[:, :2], x.reshape(12, 12), x.reshape(3, 4, 12), x.bfloat16()):
+        with pytest.raises(lora.NotSideBySide), lora.side_by_side(adapted(model), ("default", "second"), x.shape[:2]):
+            model(other)
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda m: m.bfloat16(),
+        lambda m: m.merge_adapter(["default"]),
+        lambda m: m.base_model.disable_adapter_layers(),
+        lambda m: m.delete_adapter("second"),
+        lambda m: adapted(m)[1].lora_B["second"].register_forward_hook(lambda *a: None),
+        lambda m: m.train(),
+    ],
+    ids=["bf16", "merged", "no adapter", "one adapter", "hook", "dropout"],
+)
+def test_what_is_not_plain_is_not_computed_side_by_side(prepare):
+    model = two_adapters(lora_dropout=0.5).eval()
+    assert lora.all_plain(adapted(model), ("default", "second"))
+    prepare(model)
+    assert not lora.all_plain(adapted(model), ("default", "second"))
+
+
+def test_nothing_is_plain_under_autocast_or_without_layers():
+    model = two_adapters()
+    assert not lora.all_plain([], ("default", "second"))
+    assert not lora.all_plain([*adapted(model), nn.Linear(2, 2)], ("default", "second"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not lora.all_plain(adapted(model), ("default", "second"))
 
 
 def test_folded_gives_the_same_outputs_by_the_base_alone_and_puts_the_weights_back(calls):

@@ -6,10 +6,14 @@ backwards. Adapters, names and files stay PEFT's, and whatever is not the plain 
 4-bit weights, autocast, the hooks of ZeRO-3, of offloading and others) goes to PEFT's own forward. Hooks for all
 modules (`register_module_forward_hook`) do not see the layer's parts, and it is differentiated once, not twice.
 `benchmarks/train.py --gains` measures it.
+
+PPO takes two ways beyond that: a rollout draws with the adapter `folded` into the weights, and an update computes
+policy and critic `side_by_side`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,10 +33,52 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """`peft.tuners.lora.Linear.forward`."""
     if args or kwargs or not _is_plain(self, x):
         return self.peft_forward(x, *args, **kwargs)
-    (name,) = self.active_adapters
-    base, a, b = self.base_layer, self.lora_A[name], self.lora_B[name]
-    y: Tensor = LowRankLinear.apply(x, base.weight, base.bias, a.weight, b.weight, self.scaling[name])  # type: ignore[no-untyped-call]
+    return _computed(self, x, self.active_adapters)
+
+
+def _computed(layer: Any, x: Tensor, names: Sequence[str]) -> Tensor:
+    base, scalings = layer.base_layer, tuple(layer.scaling[name] for name in names)
+    adapters = [part[name].weight for name in names for part in (layer.lora_A, layer.lora_B)]
+    y: Tensor = LowRankLinear.apply(x, base.weight, base.bias, scalings, *adapters)  # type: ignore[no-untyped-call]
     return y
+
+
+class NotSideBySide(Exception):
+    """A layer was given an input of another shape than the batch's."""
+
+
+@contextmanager
+def side_by_side(layers: Sequence[Any], names: Sequence[str], batch: torch.Size) -> Iterator[None]:
+    """A batch is as many equal parts as there are adapters here, and each part is computed with its own: one product
+    with the base for all, and the model's Python once. PEFT's own way (`adapter_names`) is for inference alone.
+
+    `layers` are all those of the adapters, and `all_plain`; `batch` is (rows, tokens) of the whole. An input of that
+    shape is taken to have its rows in order. A block that is checkpointed would be recomputed after this has ended,
+    with another adapter.
+
+    Raises NotSideBySide, in the block, where an input has another shape: that of experts, say, which are given some of
+    the tokens.
+    """
+    try:
+        for layer in layers:
+            layer.forward = partial(_in_parts, layer, names, batch)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _in_parts(layer: Any, names: Sequence[str], batch: torch.Size, x: Tensor) -> Tensor:
+    if x.shape[:-1] != batch or x.dtype != torch.float32:
+        raise NotSideBySide(f"{tuple(x.shape)} of {x.dtype} where {tuple(batch)} is the batch")
+    return _computed(layer, x, names)
+
+
+def all_plain(layers: Sequence[Any], names: Sequence[str]) -> bool:
+    """Whether there are layers, all compute by `_forward`, and plain with each of these adapters."""
+    if torch.is_autocast_enabled("cpu") or not layers:
+        return False
+    return all(type(m).forward is _forward and _is_plain_layer(m, names) for m in layers)
 
 
 @contextmanager
@@ -50,7 +96,7 @@ def folded(model: Any) -> Iterator[None]:
     try:
         with torch.no_grad():
             for layer in model.modules():
-                if isinstance(layer, Linear) and _is_plain_layer(layer):
+                if isinstance(layer, Linear) and _is_plain_with_one(layer):
                     (name,) = layer.active_adapters
                     weight, a, b = layer.base_layer.weight, layer.lora_A[name].weight, layer.lora_B[name].weight
                     summed = torch.addmm(weight, b, a, alpha=layer.scaling[name])
@@ -66,24 +112,33 @@ def folded(model: Any) -> Iterator[None]:
 def _is_plain(layer: Any, x: Tensor) -> bool:
     """Whether this input meets a plain layer, in fp32."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and _is_plain_layer(layer)
+    return plain and _is_plain_with_one(layer)
 
 
-def _is_plain_layer(layer: Any) -> bool:
-    """Whether a layer has frozen fp32 weights and one plain adapter, with nothing that watches their modules."""
-    if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1 or "forward" in vars(layer):
-        return False
-    (name,) = layer.active_adapters
+def _is_plain_with_one(layer: Any) -> bool:
+    return len(layer.active_adapters) == 1 and _is_plain_layer(layer, layer.active_adapters)
+
+
+def _is_plain_layer(layer: Any, names: Sequence[str]) -> bool:
+    """Whether a layer has frozen fp32 weights and these adapters, plain, with nothing that watches their modules."""
     base = layer.base_layer
-    if name not in layer.lora_A or name in layer.lora_variant or layer.lora_bias[name] or layer.fan_in_fan_out:
+    return (
+        not (layer.disable_adapters or layer.merged or "forward" in vars(layer) or layer.fan_in_fan_out)
+        and _is_untouched(base)
+        and not (base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad))
+        and all(_is_plain_adapter(layer, name) for name in names)
+    )
+
+
+def _is_plain_adapter(layer: Any, name: str) -> bool:
+    if name not in layer.lora_A or name in layer.lora_variant or layer.lora_bias[name]:
         return False
     dropout = layer.lora_dropout[name]
-    parts = (base, layer.lora_A[name], layer.lora_B[name])
     return (
-        (not dropout.training or isinstance(dropout, nn.Identity))
+        (isinstance(dropout, nn.Identity) or not dropout.training or dropout.p == 0)  # 0: TRL's way to switch it off
         and isinstance(layer.scaling[name], (int, float))
-        and all(_is_untouched(part) for part in parts)
-        and not (base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad))
+        and _is_untouched(layer.lora_A[name])
+        and _is_untouched(layer.lora_B[name])
     )
 
 
@@ -103,37 +158,49 @@ def _is_untouched(part: Any) -> bool:
 class LowRankLinear(torch.autograd.Function):
     """`y = x Wᵀ + bias + s (x Aᵀ) Bᵀ`, with W and the bias frozen.
 
-    Shapes: x (..., I), W (O, I), A (r, I), B (O, r), y (..., O). Hu et al., 2021, equation 3.
+    Shapes: x (..., I), W (O, I), A (r, I), B (O, r), y (..., O). Hu et al., 2021, equation 3. With several scalings,
+    and as many A and B in turn, the rows of x are as many equal parts, one for each.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scalings: tuple[float, ...], *adapters: Tensor
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        low = rows @ a.mT
-        ctx.save_for_backward(rows, weight, a, b, low)
-        ctx.scaling, ctx.shape = scaling, x.shape
         y = x.new_empty(*x.shape[:-1], len(weight))  # returned itself: of a view, autograd forbids changes in place
         flat = y.view(-1, len(weight))
         if bias is None:
             torch.mm(rows, weight.mT, out=flat)
         else:
             torch.addmm(bias, rows, weight.mT, out=flat)
-        flat.addmm_(low, b.mT, alpha=scaling)
+        count, lows = len(scalings), []
+        for part, into, scaling, a, b in zip(
+            rows.tensor_split(count), flat.tensor_split(count), scalings, adapters[::2], adapters[1::2], strict=True
+        ):
+            lows.append(part @ a.mT)
+            into.addmm_(lows[-1], b.mT, alpha=scaling)
+        ctx.save_for_backward(rows, weight, *adapters, *lows)
+        ctx.scalings, ctx.shape = scalings, x.shape
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, a, b, low = ctx.saved_tensors
+        rows, weight, *kept = ctx.saved_tensors
+        count, needed = len(ctx.scalings), ctx.needs_input_grad
+        adapters, lows = kept[: 2 * count], kept[2 * count :]
         grad = grad.reshape(-1, grad.shape[-1])
-        grad_low = grad @ b
-        grad_x = grad_a = grad_b = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_low, a, alpha=ctx.scaling).view(ctx.shape)
-        if ctx.needs_input_grad[3]:  # beta=0: scaled by the product itself, whatever `a` holds
-            grad_a = torch.addmm(a, grad_low.mT, rows, beta=0, alpha=ctx.scaling)
-        if ctx.needs_input_grad[4]:
-            grad_b = torch.addmm(b, grad.mT, low, beta=0, alpha=ctx.scaling)
-        return grad_x, None, None, grad_a, grad_b, None
+        grad_x = grad @ weight if needed[0] else None
+        grads: list[Tensor | None] = []
+        parts = zip(
+            rows.tensor_split(count), grad.tensor_split(count), lows, adapters[::2], adapters[1::2], strict=True
+        )
+        for number, (x, grad_y, low, a, b) in enumerate(parts):
+            grad_low, scaling = grad_y @ b, ctx.scalings[number]
+            if grad_x is not None:
+                grad_x.tensor_split(count)[number].addmm_(grad_low, a, alpha=scaling)
+            # beta=0: scaled by the product itself, whatever `a` and `b` hold
+            first, second = needed[4 + 2 * number : 6 + 2 * number]
+            grads.append(torch.addmm(a, grad_low.mT, x, beta=0, alpha=scaling) if first else None)
+            grads.append(torch.addmm(b, grad_y.mT, low, beta=0, alpha=scaling) if second else None)
+        return None if grad_x is None else grad_x.view(ctx.shape), None, None, None, *grads

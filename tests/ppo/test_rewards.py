@@ -102,9 +102,11 @@ def test_a_value_adapter_has_the_shape_of_the_reward_model(make, reward_adapter)
     ids = torch.tensor([trainer.tokenizer("eceive -> receive")["input_ids"]])
     mask = torch.ones_like(ids)
     expected = trainer.model.reward_scores(ids[:, :-1], mask[:, :-1], "ppo_reward_0").item()
-    for _ in range(2):
+    for in_one_pass in (True, False):
+        trainer.model.in_one_pass = in_one_pass
         values = trainer.model.train()(ids, mask, mask[:, -3:])[2]
         assert values[0, -1].item() == pytest.approx(expected, abs=1e-5)
+        assert trainer.model.in_one_pass == in_one_pass
 
 
 def test_functions_get_columns_and_are_weighted(make):

@@ -164,9 +164,80 @@ def test_micro_batches_change_nothing(make):
 
 @pytest.mark.parametrize("value_mode", MODES)
 def test_checkpointing_changes_nothing(make, adapter, value_mode):
-    plain = trained_by(make(value_mode=value_mode, continued=adapter))
+    trainer = make(value_mode=value_mode, continued=adapter)
+    trainer.model.in_one_pass = False  # as under checkpointing: bit for bit
+    plain = trained_by(trainer)
     options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     assert close(trained_by(make(value_mode=value_mode, continued=adapter, **options)), plain)
+
+
+def graded(trainer, rollout):
+    """An update's outputs, and the gradients of their sum with other weights each."""
+    model = trainer.model.train()
+    ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], 1)
+    attended = torch.cat([rollout.prompt_mask, rollout.completion_mask], 1)
+    logprobs, _, values = model(ids, attended, rollout.completion_mask)
+    weights = torch.linspace(-1, 2, logprobs.numel()).view_as(logprobs)
+    (logprobs * weights + values * weights.flip(1)).sum().backward()
+    grads = {n: p.grad.clone() for n, p in model.trainable().items()}
+    model.zero_grad()
+    return logprobs.detach(), values.detach(), grads
+
+
+def test_policy_and_critic_side_by_side_are_what_they_are_alone(make, adapter, reward_adapter, monkeypatch):
+    trainer = make(continued=adapter, rewards=str(reward_adapter[0]), value_mode="adapter")
+    rollout, passes = first_rollout(trainer), []
+    together = trainer.model._forward_side_by_side
+    monkeypatch.setattr(trainer.model, "_forward_side_by_side", lambda *args: passes.append(1) or together(*args))
+    beside = graded(trainer, rollout)
+    assert len(passes) == 1
+    trainer.model.in_one_pass = False
+    torch.testing.assert_close(beside, graded(trainer, rollout), rtol=1e-4, atol=1e-5)
+    assert len(passes) == 1 and all(grad.any() for grad in beside[2].values())
+
+
+def test_checkpointing_that_the_policy_brings_changes_nothing(make, adapter, reward_adapter, monkeypatch):
+    """Its blocks, too, are recomputed in their role, from the first update on: that of a run resumed in a rollout."""
+    from transformers import AutoModelForCausalLM
+
+    options = {"continued": adapter, "rewards": str(reward_adapter[0]), "value_mode": "adapter"}
+    trainer = make(**options)
+    rollout = first_rollout(trainer)
+    load = AutoModelForCausalLM.from_pretrained
+
+    def checkpointing(*args, **kwargs):
+        model = load(*args, **kwargs)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", checkpointing)
+    torch.testing.assert_close(graded(make(**options), rollout), graded(trainer, rollout), rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_on_other_layers_are_computed_one_role_at_a_time(make, tiny, tmp_path, monkeypatch):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    scorer = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=1, dtype=torch.float32)
+    get_peft_model(scorer, LoraConfig(target_modules=["q_proj"], task_type="SEQ_CLS")).save_pretrained(tmp_path / "q")
+    trainer = make(rewards=str(tmp_path / "q"), value_mode="adapter")
+    monkeypatch.setattr(trainer.model, "_forward_side_by_side", None)
+    before = tensors(trainer)
+    after = trained_by(trainer)
+    moved = {n for n in after if not torch.equal(after[n], before[n])}
+    assert any("q_proj" in n and "ppo_value" in n for n in moved) and any("mlp" in n and "default" in n for n in moved)
+
+
+def test_a_model_that_gives_its_layers_other_rows_is_computed_one_role_at_a_time(make, adapter, reward_adapter):
+    trainer = make(continued=adapter, rewards=str(reward_adapter[0]), value_mode="adapter")
+    rollout = first_rollout(trainer)
+    plain = graded(trainer, rollout)
+    assert trainer.model.in_one_pass and all(grad.any() for grad in plain[2].values())
+    mlp = trunk_of(trainer.model.policy).layers[0].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: forward(x.flatten(0, 1).flip(0)).flip(0).view_as(x)
+    torch.testing.assert_close(plain, graded(trainer, rollout), rtol=1e-4, atol=1e-5)
+    assert not trainer.model.in_one_pass
 
 
 def test_reentrant_checkpointing_with_a_value_adapter_is_refused(make):

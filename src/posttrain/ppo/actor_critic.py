@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..lora import NotSideBySide, all_plain, side_by_side
+
 POLICY, REFERENCE, VALUE, REWARD = "default", "ppo_reference", "ppo_value", "ppo_reward_{number}"
 NO_ADAPTER = None
 T = TypeVar("T")
@@ -54,6 +56,7 @@ class ActorCritic(nn.Module):
         self.score_heads = nn.ModuleDict()  # of the reward adapters, by adapter
         self.reference: str | None = NO_ADAPTER
         self.checkpointing: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self.in_one_pass = value_mode == "adapter"  # off for good once a layer is given other rows than the batch's
         if not self.is_peft:
             self.reference_model = copy.deepcopy(policy).eval().requires_grad_(False)
             add_fused_lm_head(self.reference_model, temperature=temperature)
@@ -224,6 +227,12 @@ class ActorCritic(nn.Module):
         `completion_mask` is (B, C). A token's value is that of the state before it. Zero on padding. `detach_critic`
         keeps the value's gradient out of the policy's trunk.
         """
+        # A checkpointed block would be recomputed with one adapter for all rows.
+        if self.in_one_pass and self.checkpointing is None and all_plain(self.adapter_layers, (POLICY, VALUE)):
+            try:
+                return self._forward_side_by_side(input_ids, attention_mask, completion_mask)
+            except NotSideBySide:
+                self.in_one_pass = False
         with self.role(POLICY), kept_hidden_states(trunk_of(self.policy)) as kept:
             logprobs, entropies = self._logprobs(self.policy, input_ids, attention_mask, completion_mask)
         if self.value_mode == "head":
@@ -231,6 +240,21 @@ class ActorCritic(nn.Module):
             hidden = kept[-1].detach() if detach_critic else kept[-1]
             return logprobs, entropies, self.value_head(hidden[:, -width - 1 : -1])[..., 0] * completion_mask
         return logprobs, entropies, self.values(input_ids, attention_mask, completion_mask)
+
+    def _forward_side_by_side(
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`forward` with a value adapter in one pass: each row twice, first for the policy, then for the critic."""
+        rows, width = completion_mask.shape
+        ids, attended = input_ids.repeat(2, 1), attention_mask.repeat(2, 1)
+        scored = torch.cat([completion_mask, torch.zeros_like(completion_mask)])
+        with (
+            side_by_side(self.adapter_layers, (POLICY, VALUE), ids.shape),
+            kept_hidden_states(trunk_of(self.policy)) as kept,
+        ):
+            logprobs, entropies = self._logprobs(self.policy, ids, attended, scored)
+        values = self.value_head(kept[-1][rows:, -width - 1 : -1])[..., 0] * completion_mask
+        return logprobs[:rows], None if entropies is None else entropies[:rows], values
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
         """Values (B, C) by the critic's own trunk, without the policy's pass."""

@@ -121,6 +121,8 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             raise ValueError(f"reward_weights has {len(args.reward_weights)} numbers for {len(funcs)} rewards")
         if args.value_mode == "adapter":
             actor_critic.add_value_adapter()
+            if actor_critic.is_gradient_checkpointing:  # by whoever made the policy, who knew of no roles
+                actor_critic.gradient_checkpointing_enable()
         # With dropout the ratio of the first step would not be 1, and values would be compared with noise.
         disable_dropout_in_model(actor_critic)
 
