@@ -215,6 +215,8 @@ class ActorCritic(nn.Module):
             self._copy_adapter(name, VALUE)
             self.value_head.load_state_dict({**self.value_head.state_dict(), **self.score_heads[name].state_dict()})
         self.set_trainable()
+        if self.is_gradient_checkpointing:  # by whoever made the policy, who knew of no roles
+            self.gradient_checkpointing_enable()
 
     # Computing
 

@@ -26,10 +26,10 @@ from ..attention import use_grouped_heads
 from ..generation import check_generation_settings
 from ..lm_head import use_dense_lm_head
 from ..lora import use_accumulated_lora
-from ..tokens import render
 from ..zero import is_split, load_whole, whole
 from . import checkpoint, objective
 from .actor_critic import POLICY, ActorCritic
+from .checks import check_dataset, check_settings
 from .collector import Collector
 from .config import PPOConfig
 from .health import HealthWatch
@@ -101,9 +101,9 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             raise ValueError("peft_config is for a model without adapter; this one has one, which is trained on")
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
-        _check_dataset(train_dataset, "train_dataset", args, tokenizer)
+        check_dataset(train_dataset, "train_dataset", args, tokenizer)
         if eval_dataset is not None:
-            _check_dataset(eval_dataset, "eval_dataset", args, tokenizer)
+            check_dataset(eval_dataset, "eval_dataset", args, tokenizer)
         check_generation_settings(model)
         actor_critic = ActorCritic(
             model, value_mode=args.value_mode, copy_reference=continued, temperature=args.temperature,
@@ -121,8 +121,6 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             raise ValueError(f"reward_weights has {len(args.reward_weights)} numbers for {len(funcs)} rewards")
         if args.value_mode == "adapter":
             actor_critic.add_value_adapter()
-            if actor_critic.is_gradient_checkpointing:  # by whoever made the policy, who knew of no roles
-                actor_critic.gradient_checkpointing_enable()
         # With dropout the ratio of the first step would not be 1, and values would be compared with noise.
         disable_dropout_in_model(actor_critic)
 
@@ -151,29 +149,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         for reward in self.rewards:
             if isinstance(reward, ModelReward) and not getattr(reward.model, "is_quantized", False):
                 reward.model.to(self.accelerator.device)
-        self._check_strategy()
-        if args.kl_stop is not None and args.fp16:
-            raise ValueError(
-                "kl_stop: fp16's gradient scaler cannot leave out an optimizer step; use bf16, or kl_target"
-            )
-        if args.load_best_model_at_end:
-            raise ValueError("load_best_model_at_end: PPO's checkpoints are to resume from; use on_unhealthy: rollback")
-
-    def _check_strategy(self) -> None:
-        if self.is_fsdp_enabled:
-            raise ValueError(
-                "PPO's checkpoints do not gather what FSDP splits: use an accelerate config with DDP, or with "
-                "DeepSpeed's ZeRO-2 or ZeRO-3"
-            )
-        if not self.is_deepspeed_enabled:
-            return
-        # DeepSpeed takes its step within the backward pass, before a gradient could be dropped.
-        if self.args.kl_stop is not None:
-            raise ValueError("kl_stop cannot leave out an optimizer step of DeepSpeed's; use kl_target, or DDP")
-        if self.args.critic_warmup_steps:
-            raise ValueError(
-                "critic_warmup_steps cannot keep DeepSpeed from moving the policy; set it to 0, or use DDP"
-            )
+        check_settings(args, is_fsdp=self.is_fsdp_enabled, is_deepspeed=self.is_deepspeed_enabled)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' `train`, from a new rollout on; a checkpoint brings its own back."""
@@ -420,25 +396,3 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
 def _as_they_are(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
-
-
-def _check_dataset(dataset: Any, name: str, args: PPOConfig, tokenizer: Any) -> None:
-    if dataset is None or not len(dataset):
-        raise ValueError(f"{name} is empty; PPO needs rows with a prompt")
-    if "prompt" not in dataset.column_names:
-        raise ValueError(f"{name} has no column 'prompt'; it has {', '.join(dataset.column_names)}")
-    needed = args.rollout_size * args.world_size
-    if name == "train_dataset" and len(dataset) < needed:
-        raise ValueError(
-            f"{name} has {len(dataset)} prompts, one rollout takes {needed}; lower per_device_train_batch_size, "
-            "gradient_accumulation_steps or num_mini_batches, or add rows"
-        )
-    if args.max_prompt_length is not None:
-        prompts = dataset["prompt"]
-        lengths = [len(render(p, tokenizer, add_generation_prompt=not isinstance(p, str))) for p in prompts]
-        longer = [number for number, length in enumerate(lengths, 1) if length > args.max_prompt_length]
-        if longer:
-            raise ValueError(
-                f"{name}: {len(longer)} of {len(lengths)} prompts are longer than max_prompt_length="
-                f"{args.max_prompt_length} tokens (row {longer[0]} has {lengths[longer[0] - 1]}); raise it, or cut them"
-            )
