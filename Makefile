@@ -27,11 +27,11 @@ $(DEV): $(CORE)
 	@$(MAKE) --no-print-directory extensions
 	@touch $(DEV)
 
-# What DeepSpeed compiles, once and ahead (src/posttrain/parallel/extensions.py). Needs a C++ compiler.
+# What DeepSpeed compiles, once and ahead (src/posttrain.distributed.deepspeed_build.py). Needs a C++ compiler.
 extensions:
 	@echo "setup: compiling DeepSpeed's CPU parts (one to three minutes)"
 	@rm -rf $(VENV)/torch_extensions
-	@$(BIN)/python -m posttrain.parallel.extensions >/dev/null
+	@$(BIN)/python -m posttrain.distributed.deepspeed_build >/dev/null
 
 demo: $(CORE)
 	@$(BIN)/posttrain demo

@@ -14,7 +14,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
-from posttrain import demo
+from posttrain.demo import spelling as demo
 
 BATCH = 16
 
@@ -33,13 +33,13 @@ def main() -> None:
     from transformers import TrainingArguments
 
     from posttrain.adapters import peft_config
-    from posttrain.lora import use_accumulated_lora
-    from posttrain.models import load_base, load_tokenizer
-    from posttrain.ner import stage as ner
+    from posttrain.config.sections import AdapterSettings, ModelSettings, NerDataSettings
+    from posttrain.demo.entities import MODEL_DIR, make_sentences
+    from posttrain.models.cpu.lora import use_accumulated_lora
+    from posttrain.models.loading import load_base, load_tokenizer
     from posttrain.ner.alignment import encode
-    from posttrain.ner.demo import MODEL_DIR, make_sentences
     from posttrain.ner.reading import load_sentences
-    from posttrain.settings import AdapterSettings, ModelSettings, NerDataSettings
+    from posttrain.training import ner
 
     with tempfile.TemporaryDirectory() as folder:
         file = arguments.file or Path(folder) / "train.conll"

@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain import demo
-from posttrain.artifacts import is_complete, read_lineage
+from posttrain.config.peft_methods import METHODS
+from posttrain.demo import spelling as demo
 from posttrain.launch import ROOT
-from posttrain.methods import METHODS
+from posttrain.runs.lineage import is_complete, read_lineage
 
 RUNS = ROOT / "runs" / "peft"
 RESULTS = ROOT / "benchmarks" / "results"

@@ -21,7 +21,8 @@ from pathlib import Path
 from seeds import student
 from train import matmul_gflops
 
-from posttrain.demo import CACHE, DATA_DIR, MODEL_DIR
+from posttrain.demo.packages import CACHE
+from posttrain.demo.spelling import DATA_DIR, MODEL_DIR
 from posttrain.launch import die_with_parent
 
 TRL, TRL_VERSION = CACHE / "trl-1.12.0", "1.12.0"

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from posttrain.floats import BF16, FORMATS, FP16, FP32
+from posttrain.models.floats import BF16, FORMATS, FP16, FP32
 
 STEPS, RATE, WEIGHT = 1000, 1e-3, 1.0  # of `updates`
 
@@ -125,12 +125,12 @@ def tagger_gradients() -> Callable[[Any, float], Any]:
     import torch
     from transformers import DataCollatorForTokenClassification, set_seed
 
-    from posttrain import demo
-    from posttrain.models import load_base, load_tokenizer
+    from posttrain.config.sections import ModelSettings, NerDataSettings
+    from posttrain.demo import spelling as demo
+    from posttrain.demo.entities import DATA_DIR, MODEL_DIR
+    from posttrain.models.loading import load_base, load_tokenizer
     from posttrain.ner.alignment import encode
-    from posttrain.ner.demo import DATA_DIR, MODEL_DIR
     from posttrain.ner.reading import load_sentences
-    from posttrain.settings import ModelSettings, NerDataSettings
 
     demo.prepare(ner=True, say=lambda line: None)
     train = load_sentences(str(DATA_DIR / "train.conll"), NerDataSettings(), key="train_file")

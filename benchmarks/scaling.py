@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from posttrain.scaling import (
+from posttrain.distributed.scaling import (
     BLOOM,
     LLAMA3,
     Architecture,
@@ -28,7 +28,7 @@ from posttrain.scaling import (
     model_states,
     ring,
     smallest,
-)  # fmt: skip
+)
 
 RANK = 16
 PIPELINE = {"8B": 4, "70B": 8, "405B": 16}

@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 
-from posttrain import demo
-from posttrain.artifacts import Lineage, read_lineage
-from posttrain.chain import Chain, read_chain, run
+from posttrain.chain.graph import Chain, read_chain
+from posttrain.chain.run import run
 from posttrain.cli import DEMO_CHAIN
-from posttrain.evaluation import in_percent
+from posttrain.demo import spelling as demo
+from posttrain.intervals import in_percent
 from posttrain.launch import ROOT
+from posttrain.runs.lineage import Lineage, read_lineage
 
 RUNS = Path("runs/seeds")
 NER_CHAIN = ROOT / "recipes" / "configs" / "minilm" / "chain.yaml"

@@ -205,8 +205,8 @@ def measure(config: str, args: argparse.Namespace) -> dict[str, Any]:
     from accelerate.state import AcceleratorState
     from transformers import LlamaForCausalLM
 
-    from posttrain.parallel import fsdp
-    from posttrain.zero import load_whole
+    from posttrain.distributed import fsdp
+    from posttrain.distributed.deepspeed import load_whole
 
     cuda = torch.cuda.is_available()
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -280,12 +280,12 @@ def measure_split(config: str, args: argparse.Namespace) -> dict[str, Any]:
     import torch.nn.functional as F
     from transformers import LlamaForCausalLM
 
-    from posttrain.parallel import gradients as gradients_of
-    from posttrain.parallel.layout import Layout
-    from posttrain.parallel.mesh import Mesh
-    from posttrain.parallel.pipeline import Pipeline
-    from posttrain.parallel.stages import Cut
-    from posttrain.parallel.tensor import shard
+    from posttrain.distributed.split import gradients as gradients_of
+    from posttrain.distributed.split.layout import Layout
+    from posttrain.distributed.split.mesh import Mesh
+    from posttrain.distributed.split.partition import Cut
+    from posttrain.distributed.split.pipeline import Pipeline
+    from posttrain.distributed.split.tensor import shard
 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     gc.collect()
@@ -341,11 +341,12 @@ def work(args: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
+    from posttrain.distributed import deepspeed_build as extensions
+    from posttrain.distributed import rendezvous
     from posttrain.launch import accelerate_environment
-    from posttrain.parallel import extensions, launched
 
     extensions.use()
-    launched.start_process_group(300, on_cpu=not torch.cuda.is_available())
+    rendezvous.start_process_group(300, on_cpu=not torch.cuda.is_available())
     found = {}
     for config in args.configs:
         made = accelerate_environment(ROOT / "accelerate_configs" / f"{config}.yaml")

@@ -20,12 +20,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from posttrain.demo import DATA_DIR, MODEL_DIR
-from posttrain.settings import TrackingSettings
+from posttrain.config.sections import TrackingSettings
+from posttrain.demo.spelling import DATA_DIR, MODEL_DIR
 from posttrain.tracking.callback import tracking_callback
-from posttrain.tracking.choice import Choice
+from posttrain.tracking.identity import identify
 from posttrain.tracking.performance import StepClock
-from posttrain.tracking.tracker import Tracker, identify
+from posttrain.tracking.select import Choice
+from posttrain.tracking.tracker import Tracker
 
 EVENTS = (
     "on_train_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_evaluate", "on_save", "on_log",
@@ -69,9 +70,9 @@ def make_trainer(folder: Path, steps: int) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from posttrain.lm_head import use_dense_lm_head
-    from posttrain.lora import use_accumulated_lora
-    from posttrain.precision import decide
+    from posttrain.models.cpu.lm_head import use_dense_lm_head
+    from posttrain.models.cpu.lora import use_accumulated_lora
+    from posttrain.models.precision import decide
 
     use_dense_lm_head()
     use_accumulated_lora()

@@ -27,9 +27,9 @@ from pathlib import Path
 
 import psutil
 
-from posttrain.demo import DATA_DIR, MODEL_DIR
+from posttrain.demo.spelling import DATA_DIR, MODEL_DIR
 from posttrain.launch import ROOT, accelerate_config, build_command, die_with_parent, environment
-from posttrain.precision import has_bf16
+from posttrain.models.precision import has_bf16
 
 ROWS_A_STEP = 16
 CPU = accelerate_config("cpu.yaml", ROOT)
@@ -174,7 +174,7 @@ def count_tokens(rows: Path) -> int:
     """Tokens of one epoch, padding not counted."""
     from transformers import AutoTokenizer
 
-    from posttrain.tokens import join, render
+    from posttrain.data.conversation import join, render
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     parsed = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]

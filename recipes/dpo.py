@@ -8,7 +8,7 @@ from posttrain.errors import run_main
 
 
 def main() -> None:
-    from posttrain.stage import open_stage
+    from posttrain.training.stage import open_stage
 
     stage = open_stage("dpo")
 
@@ -16,11 +16,12 @@ def main() -> None:
     train, validation, test = stage.load_train(), stage.load("validation_file"), stage.load("test_file")
 
     # Tokenizer, and all that can be checked before weights are read
-    from posttrain import gates, policy
     from posttrain.adapters import copied_reference
-    from posttrain.models import check_base, load_tokenizer
-    from posttrain.parallel.layout import read_layout, split
-    from posttrain.tokens import check_lengths
+    from posttrain.data.tokens import check_lengths
+    from posttrain.distributed.split.layout import read_layout
+    from posttrain.distributed.split.trainer import split
+    from posttrain.models.loading import check_base, load_tokenizer
+    from posttrain.training import gates, policy
 
     args = stage.trainer_args()
     base = check_base(policy.model_settings(stage), stage.policy)

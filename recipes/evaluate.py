@@ -8,12 +8,12 @@ from posttrain.errors import run_main
 
 
 def main() -> None:
-    from posttrain.stage import open_stage
+    from posttrain.training.stage import open_stage
 
     stage = open_stage("evaluate")
 
     # Data
-    from posttrain import sampling
+    from posttrain.training import sampling
 
     test = sampling.load_test(stage)
 

@@ -8,19 +8,19 @@ from posttrain.errors import run_main
 
 
 def main() -> None:
-    from posttrain.stage import open_stage
+    from posttrain.training.stage import open_stage
 
     stage = open_stage("ner")
 
     # Data
-    from posttrain.ner import stage as ner
+    from posttrain.training import ner
 
     train, validation, test = ner.load(stage)
     labels = train.tag_list()
 
     # Tokenizer, and all that can be checked before weights are read
-    from posttrain.models import check_base, load_tokenizer
-    from posttrain.settings import ModelSettings
+    from posttrain.config.sections import ModelSettings
+    from posttrain.models.loading import check_base, load_tokenizer
 
     args = ner.trainer_args(stage, validation)
     settings = stage.config.part(ModelSettings)

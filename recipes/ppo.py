@@ -8,7 +8,7 @@ from posttrain.errors import run_main
 
 
 def main() -> None:
-    from posttrain.stage import open_stage
+    from posttrain.training.stage import open_stage
 
     stage = open_stage("ppo")
 
@@ -16,9 +16,8 @@ def main() -> None:
     train, validation, test = stage.load_train(), stage.load("validation_file"), stage.load("test_file")
 
     # Tokenizer, and all that can be checked before weights are read
-    from posttrain import gates, policy
-    from posttrain.models import check_base, load_tokenizer
-    from posttrain.ppo import stage as ppo
+    from posttrain.models.loading import check_base, load_tokenizer
+    from posttrain.training import gates, policy, ppo
 
     args = stage.trainer_args()
     base = check_base(policy.model_settings(stage), stage.policy)

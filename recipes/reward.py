@@ -8,7 +8,7 @@ from posttrain.errors import run_main
 
 
 def main() -> None:
-    from posttrain.stage import open_stage
+    from posttrain.training.stage import open_stage
 
     stage = open_stage("reward")
 
@@ -16,9 +16,9 @@ def main() -> None:
     train, validation = stage.load_train(), stage.load("validation_file")
 
     # Tokenizer, and all that can be checked before weights are read
-    from posttrain import policy, reward
-    from posttrain.models import check_base, load_tokenizer
-    from posttrain.tokens import check_lengths
+    from posttrain.data.tokens import check_lengths
+    from posttrain.models.loading import check_base, load_tokenizer
+    from posttrain.training import policy, reward
 
     args = stage.trainer_args()
     base = check_base(policy.model_settings(stage), stage.policy)

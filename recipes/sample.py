@@ -11,12 +11,12 @@ from posttrain.errors import run_main
 
 
 def main() -> None:
-    from posttrain.stage import open_stage
+    from posttrain.training.stage import open_stage
 
     stage = open_stage("sample")
 
     # Data and judge
-    from posttrain import sampling
+    from posttrain.training import sampling
 
     prompts = stage.load_train()
     judge = sampling.find_judge(stage, prompts)

@@ -264,7 +264,8 @@ def edit(path, old, new):
 
 
 def actions(chain):
-    from posttrain.chain import plan, read_chain
+    from posttrain.chain.graph import read_chain
+    from posttrain.chain.plan import plan
 
     return {p.stage.name: p.action for p in plan(read_chain(chain))}
 

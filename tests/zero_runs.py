@@ -28,8 +28,8 @@ def run_all(tiny: str, adapter: str, reward: str, out: Path) -> None:
     """Each run, and again from its checkpoint, into `out`."""
     from deepspeed import DeepSpeedEngine
 
-    from posttrain.precision import decide
-    from posttrain.zero import load_whole
+    from posttrain.distributed.deepspeed import load_whole
+    from posttrain.models.precision import decide
 
     def start_one(name: str, **more):
         load_whole()
@@ -52,7 +52,7 @@ def run_all(tiny: str, adapter: str, reward: str, out: Path) -> None:
 
 
 def main() -> None:
-    from posttrain.lm_head import use_dense_lm_head
+    from posttrain.models.cpu.lm_head import use_dense_lm_head
 
     use_dense_lm_head()
     for zero in ("2", "3"):  # one start of two processes for both: most of the time is imports

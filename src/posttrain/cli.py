@@ -86,39 +86,41 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from .chain import read_chain, run
-    from .terminal import choose_view
+    from .chain.graph import read_chain
+    from .chain.run import run
+    from .report.terminal import choose_view
 
     chain = read_chain(arguments.chain)
     run(chain, only=arguments.only, dry_run=arguments.dry_run, view=choose_view(chain.name, plain=arguments.plain))
 
 
 def _submit(arguments: argparse.Namespace) -> None:
-    from .chain import read_chain
-    from .jobs import submit
+    from .chain.graph import read_chain
+    from .chain.slurm_jobs import submit
 
     submit(read_chain(arguments.chain), after=arguments.after, dry_run=arguments.dry_run)
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from .chain import read_chain
-    from .status import status
+    from .chain.graph import read_chain
+    from .chain.status import status
 
     print(status(read_chain(arguments.chain)))
 
 
 def _cancel(arguments: argparse.Namespace) -> None:
-    from .chain import read_chain
-    from .jobs import cancel
+    from .chain.graph import read_chain
+    from .chain.slurm_jobs import cancel
 
     cancel(read_chain(arguments.chain))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from . import demo
-    from .chain import read_chain, run
+    from .chain.graph import read_chain
+    from .chain.run import run
+    from .demo import spelling as demo
     from .launch import ROOT
-    from .terminal import choose_view
+    from .report.terminal import choose_view
 
     demo.prepare(ner=arguments.ner)
     chain = read_chain(ROOT / (NER_CHAIN if arguments.ner else DEMO_CHAIN))
@@ -126,19 +128,19 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _tag(arguments: argparse.Namespace) -> None:
-    from .ner.tagger import tag
+    from .training.tag import tag
 
     tag(arguments.model, arguments.text, as_json=arguments.json)
 
 
 def _lineage(arguments: argparse.Namespace) -> None:
-    from .artifacts import tree
+    from .runs.lineage import tree
 
     print("\n".join(tree(arguments.directory)))
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from .chain import read_chain
+    from .chain.graph import read_chain
     from .report.page import write_report
 
     path = write_report(read_chain(arguments.chain), arguments.output)
@@ -146,8 +148,8 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _dashboard(arguments: argparse.Namespace) -> None:
-    from .chain import read_chain
-    from .tracking import dashboard
+    from .chain.graph import read_chain
+    from .report import dashboard
 
     if arguments.push:
         print(dashboard.push(read_chain(arguments.path)))
@@ -156,14 +158,14 @@ def _dashboard(arguments: argparse.Namespace) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    from .merge import merge
+    from .training.merge import merge
 
     merge(arguments.directory, arguments.output)
 
 
 def _keys(arguments: argparse.Namespace) -> None:
-    from .config import known_keys
-    from .schema import describe
+    from .config.schema import describe
+    from .config.stage_config import known_keys
 
     for key, type_ in known_keys(arguments.recipe).items():
         print(f"{key}: {describe(type_)}")

@@ -10,23 +10,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HIDDEN = "[redacted]"
+
+
 _NAME = (
     r"(?:[a-z0-9]+[_-])*(?:(?:hub|access|auth|api|hf|session|refresh|write|identity|bearer)[_-]token|api[_-]?key|"
     r"access[_-]key(?:[_-]id)?|secret(?:[_-]key)?|(?:private|account|signing)[_-]key|password|passwd|credentials?|"
     r"authorization)"
 )
+
+
 _KEY = re.compile(rf"^(?:{_NAME}|token)$", re.IGNORECASE)
+
+
 _ASSIGNED = re.compile(
     rf"(?i)(?<![\w-])({_NAME}[\"']?\s*[:=]\s*|--{_NAME}[ =])(?!null\b|none\b)"
     r"(\"[^\"]*\"|'[^']*'|(?:(?:bearer|basic)\s+)?\S+)"
 )
+
+
 _LOOKS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|"
     r"glpat-[\w-]{16,}|(?:AKIA|ASIA)[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}|"
     r"AIza[\w-]{35}|wandb_v\d_\w{20,}|local-[0-9a-f]{40})"  # W&B's older keys look like a git commit
     r"|(?<=://)[^\s/@]+(?=@)|(?<=\bBearer )[\w.~+/=-]{8,}"
 )
+
+
 _PARAMETER = re.compile(r"(?i)([?&](?:[\w-]*token|key|sig|[\w-]*signature)=)[^&\s\"']+")
+
+
 _ENVIRONMENT = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)(?:_ID)?$", re.IGNORECASE)
 
 
@@ -75,7 +87,11 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 _CONTROLS = {n: 0x2400 + n for n in range(32) if n not in (9, 10)} | {0x7F: 0x2421}
+
+
 _CONTROLS |= {n: 0xFFFD for n in (*range(0x80, 0xA0), *range(0xD800, 0xE000), *range(0xFDD0, 0xFDF0))}
+
+
 _CONTROLS |= {plane * 0x10000 + end: 0xFFFD for plane in range(17) for end in (0xFFFE, 0xFFFF)}
 
 

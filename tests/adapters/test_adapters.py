@@ -3,9 +3,9 @@
 import pytest
 
 from posttrain.adapters import fold_for_generation, peft_config
+from posttrain.config.sections import AdapterSettings
 from posttrain.errors import ConfigError
-from posttrain.gates import probe_logprobs
-from posttrain.settings import AdapterSettings
+from posttrain.training.gates import probe_logprobs
 
 IDS = [5, 9, 17, 4, 8]
 

@@ -20,14 +20,15 @@ from transformers import (
 
 from conftest import WORDS, run_here, write_conll, write_jsonl
 from posttrain.adapters import load_policy, peft_config
+from posttrain.config.peft_methods import DPO, METHODS, NER, PPO, REWARD, TASKS, method_of
+from posttrain.config.sections import AdapterSettings
 from posttrain.errors import ArtifactError, ConfigError
-from posttrain.evaluation import generate, read_answers
-from posttrain.gates import probe_logprobs
-from posttrain.merge import merge
-from posttrain.methods import DPO, METHODS, NER, PPO, REWARD, TASKS, method_of
+from posttrain.models.generation import generate
+from posttrain.models.scoring import score
 from posttrain.ner.alignment import encode, predict, probe_logits
-from posttrain.reward import score
-from posttrain.settings import AdapterSettings
+from posttrain.training.evaluation import read_answers
+from posttrain.training.gates import probe_logprobs
+from posttrain.training.merge import merge
 
 pytestmark = pytest.mark.slow
 
@@ -315,7 +316,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(world, method, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_here("sft", *arguments, "--output_dir", whole)
     with pytest.MonkeyPatch.context() as patch:
-        from posttrain.stage import Stage
+        from posttrain.training.stage import Stage
 
         patch.setattr(Stage, "save", killed)
         with pytest.raises(KeyboardInterrupt):

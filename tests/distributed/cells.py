@@ -84,12 +84,12 @@ def observed(kept: Path):
 
     Checkpoints are copied to `kept` before they go. ZeRO-3 would leave parameters as small as these whole.
     """
-    from posttrain.parallel import launched
-    from posttrain.run_dir import CHECKPOINTS
-    from posttrain.stage import Stage
+    from posttrain.distributed import checks
+    from posttrain.runs.paths import CHECKPOINTS
+    from posttrain.training.stage import Stage
 
     seen: dict = {}
-    check, close, train = launched.check_wrapped, Stage.close, Stage.train
+    check, close, train = checks.check_wrapped, Stage.close, Stage.train
 
     def looking(model, launch, **options):
         check(model, launch, **options)
@@ -110,7 +110,7 @@ def observed(kept: Path):
         close(stage, **options)
 
     with (
-        mock.patch.object(launched, "check_wrapped", looking), mock.patch.object(Stage, "close", keeping),
+        mock.patch.object(checks, "check_wrapped", looking), mock.patch.object(Stage, "close", keeping),
         mock.patch.object(Stage, "train", splitting),
     ):  # fmt: skip
         yield seen
@@ -150,10 +150,10 @@ def run_all(files: Path, out: Path, cells) -> None:
     """Each cell on the processes of this launch; what was seen, or the error, in OUT/CELL/seen-RANK.json."""
     import torch.distributed as dist
 
-    from posttrain.parallel import launched
+    from posttrain.distributed import rendezvous
 
     rank = os.environ["RANK"]
-    launched.start_process_group(60, on_cpu=True)
+    rendezvous.start_process_group(60, on_cpu=True)
     for cell in cells:
         config, trainer, adapter = cell
         folder = out / "-".join(cell)

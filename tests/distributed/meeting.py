@@ -4,8 +4,8 @@ import os
 import sys
 import time
 
+from posttrain.distributed.rendezvous import meet
 from posttrain.errors import LaunchError
-from posttrain.parallel.launched import meet
 
 rank = int(os.environ["RANK"])
 

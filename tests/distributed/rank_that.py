@@ -19,7 +19,7 @@ def main() -> None:
     if os.environ["RANK"] == "1" and how == "seed":
         sys.argv += ["--seed", "7"]
     if os.environ["RANK"] == "1" and how == "data":
-        from posttrain import data
+        from posttrain.data import rows as data
 
         read = data.read_rows
         data.read_rows = lambda path: list(read(path))[1:]

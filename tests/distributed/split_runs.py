@@ -134,8 +134,8 @@ def build(cell: Cell, folder: Path, out: Path, layout: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
     from posttrain.adapters import copied_reference
-    from posttrain.parallel.layout import split
-    from posttrain.precision import decide
+    from posttrain.distributed.split.trainer import split
+    from posttrain.models.precision import decide
 
     settings = {
         "output_dir": str(out), "max_steps": STEPS, "learning_rate": 2e-3, "lr_scheduler_type": "linear",
@@ -175,8 +175,8 @@ def run(cell: Cell, folder: Path, name: str, layout: Any, resume: Path | None = 
     from peft import get_peft_model_state_dict
     from transformers import TrainerCallback
 
-    from posttrain.gates import probe_logprobs
-    from posttrain.parallel.tensor import local
+    from posttrain.distributed.split.tensor import local
+    from posttrain.training.gates import probe_logprobs
 
     fresh_state()
     trainer = build(cell, folder, folder / name, layout)
@@ -217,9 +217,9 @@ def work(rank: int, world: int, folder: Path, port: int) -> None:
     """One process of a world: all of its cells."""
     import torch.distributed as dist
 
-    from posttrain.lm_head import use_dense_lm_head
-    from posttrain.lora import use_accumulated_lora
-    from posttrain.parallel.layout import Layout
+    from posttrain.distributed.split.layout import Layout
+    from posttrain.models.cpu.lm_head import use_dense_lm_head
+    from posttrain.models.cpu.lora import use_accumulated_lora
 
     use_dense_lm_head()
     use_accumulated_lora()
@@ -251,8 +251,8 @@ def work(rank: int, world: int, folder: Path, port: int) -> None:
 
 def refuse_dropout(cell: Cell, folder: Path) -> None:
     """An adapter that goes on may drop what the stage's configuration does not say."""
+    from posttrain.distributed.split.layout import Layout
     from posttrain.errors import ConfigError
-    from posttrain.parallel.layout import Layout
 
     fresh_state()
     layout = Layout(*cell.layout, schedule=cell.schedule, micro_batches=cell.count)
@@ -262,8 +262,8 @@ def refuse_dropout(cell: Cell, folder: Path) -> None:
 
 def resume_on_one(rank: int, folder: Path) -> None:
     """What a split run left half-way, finished by one process."""
-    from posttrain.lm_head import use_dense_lm_head
-    from posttrain.lora import use_accumulated_lora
+    from posttrain.models.cpu.lm_head import use_dense_lm_head
+    from posttrain.models.cpu.lora import use_accumulated_lora
 
     use_dense_lm_head()
     use_accumulated_lora()
@@ -291,10 +291,9 @@ def make_adapters(folder: Path) -> None:
 def main(folder: Path) -> None:
     import socket
 
+    import posttrain.parallel.trainer  # noqa: F401
     import torch.multiprocessing as mp
     import trl  # noqa: F401
-
-    import posttrain.parallel.trainer  # noqa: F401
 
     for kind in SHAPES:
         make_model(folder, kind)

@@ -13,8 +13,8 @@ import yaml
 from conftest import ROOT, WORDS, make_tiny_model, run_here, write_jsonl
 from distributed.cells import arguments
 from distributed.test_strategies import distance
+from posttrain.distributed.checkpoints import last_whole_checkpoint
 from posttrain.launch import environment
-from posttrain.parallel.checkpoints import last_whole_checkpoint
 
 pytestmark = pytest.mark.distributed
 

@@ -89,7 +89,7 @@ def test_what_is_saved_is_an_ordinary_model(runs, cell: Cell):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from posttrain.gates import TOLERANCE, probe_logprobs
+    from posttrain.training.gates import TOLERANCE, probe_logprobs
 
     split = read(runs, cell.name)
     folder, dtype = runs / cell.name / "result", torch.bfloat16 if cell.options.get("bf16") else torch.float32

@@ -8,9 +8,9 @@ import torch
 
 from conftest import ROOT, run_here
 from posttrain.adapters import load_policy
-from posttrain.artifacts import verify
-from posttrain.gates import probe_logprobs
 from posttrain.launch import build_command, environment
+from posttrain.runs.lineage import verify
+from posttrain.training.gates import probe_logprobs
 
 pytestmark = pytest.mark.distributed
 

@@ -127,11 +127,11 @@ def test_a_resumed_run_is_the_whole_one(runs, cell):
 def test_what_is_left_loads_as_it_was_measured(runs, cell):
     """Whole files of safetensors, in a process that knows nothing of the strategy."""
     from posttrain.adapters import load_policy
-    from posttrain.gates import probe_logprobs
-    from posttrain.models import load_tokenizer
+    from posttrain.config.sections import ModelSettings
+    from posttrain.models.loading import load_tokenizer
+    from posttrain.models.scoring import score
     from posttrain.ner.alignment import probe_logits
-    from posttrain.reward import score
-    from posttrain.settings import ModelSettings
+    from posttrain.training.gates import probe_logprobs
 
     _, trainer, adapter = cell
     seen(runs, cell)
@@ -170,8 +170,8 @@ def test_training_moved_the_weights(runs, files, trainer, adapter):
 @pytest.mark.parametrize("cell", sorted(REFUSED), ids="-".join)
 def test_what_cannot_be_is_refused(cell):
     """PPO under FSDP2: its checkpoints do not gather what is split. Before anything is loaded."""
+    from posttrain.distributed.environment import check_launch
     from posttrain.errors import LaunchError
-    from posttrain.parallel.launched import check_launch
 
     with launched_as(cell[0]), pytest.raises(LaunchError, match="FSDP"):
         check_launch(cell[1], trains=True)

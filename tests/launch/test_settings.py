@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from conftest import edit
-from posttrain.chain import read_chain
+from posttrain.chain.graph import read_chain
 from posttrain.errors import ConfigError, LaunchError
 from posttrain.launch.settings import check_fit
 

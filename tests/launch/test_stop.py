@@ -6,8 +6,8 @@ import json
 import pytest
 
 from conftest import WORDS, run_here, write_conll, write_jsonl
+from posttrain.distributed.checkpoints import WRITTEN_BY
 from posttrain.errors import StoppedError
-from posttrain.parallel.checkpoints import WRITTEN_BY
 
 SMALL = [
     "--per_device_train_batch_size", "4", "--gradient_checkpointing", "false", "--adapter.r", "4", "--adapter.alpha",

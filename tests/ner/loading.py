@@ -2,8 +2,8 @@
 
 import json
 
+from posttrain.config.sections import NerDataSettings
 from posttrain.ner.reading import load_sentences
-from posttrain.settings import NerDataSettings
 
 
 def load(tmp_path, content, name="a.conll", key="train_file", **settings):

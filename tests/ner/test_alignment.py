@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from conftest import SENTENCES
 from posttrain.errors import DataError
 from posttrain.ner.alignment import IGNORED, encode, predict, probe_logits
-from posttrain.ner.stage import behind_virtual_tokens
+from posttrain.training.ner import behind_virtual_tokens
 
 WORDS = [[word for word, _ in sentence] for sentence in SENTENCES]
 

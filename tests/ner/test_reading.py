@@ -2,10 +2,10 @@
 
 import pytest
 
+from posttrain.config.sections import NerDataSettings
 from posttrain.errors import DataError
 from posttrain.ner.reading import check_against_train, load_hub_sentences, load_sentences
 from posttrain.ner.sentences import Sentence, Sentences
-from posttrain.settings import NerDataSettings
 
 from .loading import load, pairs, rows
 

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
+from posttrain.config.sections import NerDataSettings
 from posttrain.errors import DataError
 from posttrain.ner.reading import load_sentences
 from posttrain.ner.rows import split_words
 from posttrain.ner.tags import spans
-from posttrain.settings import NerDataSettings
 
 from .loading import load, pairs, rows
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from conftest import ROOT
 from posttrain.launch import environment
-from posttrain.lm_head import use_dense_lm_head
+from posttrain.models.cpu.lm_head import use_dense_lm_head
 from zero_runs import RUNS, start
 
 pytestmark = pytest.mark.slow

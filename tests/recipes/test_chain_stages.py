@@ -77,7 +77,7 @@ def test_dpo_starts_at_the_sft_policy(sft, preferences, tmp_path, start, test_ro
 
     # The saved run is the trained policy, through the merge too.
     from posttrain.adapters import load_policy
-    from posttrain.gates import probe_logprobs
+    from posttrain.training.gates import probe_logprobs
 
     probe = found["metrics"]["probe"]
     assert probe_logprobs(load_policy(out), probe["input_ids"]) == pytest.approx(probe["logprobs"], abs=1e-4)
@@ -98,7 +98,7 @@ def test_reward_model_reloads_to_its_scores(sft, preferences, tmp_path, start):
     from transformers import AutoTokenizer
 
     from posttrain.adapters import load_policy
-    from posttrain.reward import score
+    from posttrain.models.scoring import score
 
     model, tokenizer = load_policy(out), AutoTokenizer.from_pretrained(out / "adapter")
     probe = found["metrics"]["probe"]

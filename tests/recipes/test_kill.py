@@ -12,7 +12,8 @@ import time
 import pytest
 
 from conftest import actions, edit
-from posttrain.chain import read_chain, run
+from posttrain.chain.graph import read_chain
+from posttrain.chain.run import run
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, pipelin
 
 from conftest import SENTENCES, run_here, run_recipe, write_conll
 from posttrain.errors import ArtifactError, ConfigError, DataError, GateError
-from posttrain.merge import merge
-from posttrain.ner.tagger import load_tagger, tag_texts
+from posttrain.training.merge import merge
+from posttrain.training.tag import load_tagger, tag_texts
 
 SMALL = [
     "--per_device_train_batch_size", "6", "--learning_rate", "0.02", "--max_steps", "40", "--logging_steps", "10",
@@ -182,7 +182,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tiny_bert, tmp_path):
 
     from safetensors.torch import load_file
 
-    from posttrain.stage import Stage
+    from posttrain.training.stage import Stage
 
     file = write_conll(tmp_path / "all.conll")
     arguments = ["--model_name_or_path", tiny_bert, "--train_file", file, "--validation_file", file, *SMALL]
@@ -307,7 +307,7 @@ def test_bad_input_leaves_with_code_2_and_no_traceback(tiny_bert, tmp_path):
 
 def test_the_demo_says_nothing_twice(tmp_path):
     """Names and templates of the splits are apart; a name of the test is in no training sentence."""
-    from posttrain.ner.demo import make_sentences
+    from posttrain.demo.entities import make_sentences
     from posttrain.ner.tags import spans
 
     made = make_sentences({"train": 300, "validation": 100, "test": 200})

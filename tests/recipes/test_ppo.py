@@ -83,7 +83,7 @@ def test_reward_model_and_verifier_on_one_base(sft, reward, data, tmp_path, tiny
 
     # What is saved is the policy alone, an ordinary adapter, and the run gives its own answers again.
     from posttrain.adapters import load_policy
-    from posttrain.gates import probe_logprobs
+    from posttrain.training.gates import probe_logprobs
 
     assert weights(tmp_path / "ppo").keys() == weights(sft).keys()
     assert distance(weights(tmp_path / "ppo"), weights(sft)) > 1e-3

@@ -71,7 +71,7 @@ def test_posttrain_merge_dequantises_first(sft, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from posttrain.merge import merge
+    from posttrain.training.merge import merge
 
     merge(sft, tmp_path / "m")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "m")

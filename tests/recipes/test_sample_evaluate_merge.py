@@ -76,7 +76,8 @@ def test_pairs_ranked_by_a_reward_model(sft, reward, data, tmp_path):
     from transformers import AutoTokenizer
 
     from posttrain.adapters import load_policy
-    from posttrain.reward import score, sides_of
+    from posttrain.models.scoring import score
+    from posttrain.training.reward import sides_of
 
     tokenizer = AutoTokenizer.from_pretrained(reward / "adapter")
     sides = sides_of(rows, tokenizer)

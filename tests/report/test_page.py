@@ -9,7 +9,7 @@ import html5lib
 import pytest
 
 from posttrain.cli import main
-from posttrain.report.facts import read_facts
+from posttrain.report.collect import read_facts
 from posttrain.report.page import REPORT, render, write_report
 
 from .planted import plant, write_chain

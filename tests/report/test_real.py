@@ -15,11 +15,12 @@ import pytest
 from huggingface_hub import ModelCard
 
 from conftest import CHAIN_SETTINGS, WORDS, write_jsonl
-from posttrain.artifacts import CARD, read_lineage, verify
-from posttrain.chain import read_chain
-from posttrain.merge import merge
-from posttrain.report.facts import read_facts
+from posttrain.chain.graph import read_chain
+from posttrain.report.collect import read_facts
 from posttrain.report.page import render
+from posttrain.runs.lineage import read_lineage, verify
+from posttrain.runs.paths import CARD
+from posttrain.training.merge import merge
 
 from .test_page import check
 
@@ -116,11 +117,11 @@ def test_a_card_is_beside_the_adapter_and_its_code_runs(ran, tiny, stage):
     exec(code.replace("BASE", str(tiny)).replace("THIS_FOLDER", str(run_dir / "adapter")), names)
     probe = lineage.metrics["probe"]
     if stage == "sft":
-        from posttrain.gates import probe_logprobs
+        from posttrain.training.gates import probe_logprobs
 
         assert probe_logprobs(names["model"], probe["input_ids"]) == pytest.approx(probe["logprobs"], abs=1e-4)
     else:
-        from posttrain.reward import score
+        from posttrain.models.scoring import score
 
         assert score(names["model"], names["tokenizer"], probe["input_ids"]) == pytest.approx(probe["scores"], abs=1e-4)
 

@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from posttrain.artifacts import is_complete
-from posttrain.chain import read_chain, stage_arguments
+from posttrain.chain.graph import read_chain, stage_arguments
 from posttrain.launch import recipe_path
+from posttrain.runs.lineage import is_complete
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from conftest import edit, small_disk
-from posttrain.chain import read_chain
-from posttrain.status import collect
+from posttrain.chain.graph import read_chain
+from posttrain.chain.status import collect
 from slurm.cluster import wait_until
 from slurm.conftest import posttrain
 from slurm.test_runs import RUN_S, jobs_of, state_of

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from posttrain.chain import read_chain
+from posttrain.chain.graph import read_chain
+from posttrain.chain.status import collect
 from posttrain.launch import environment
-from posttrain.status import collect
 from slurm.cluster import Cluster, wait_until
 from slurm.conftest import posttrain
 

@@ -19,8 +19,9 @@ from browser import Browser
 from recording_server import KEY, RecordingServer
 from tiny_chain import STAGES, prepare
 
-from posttrain.logs import ALERTS, COMPLETIONS, METRICS, read_records
-from posttrain.tracking.dashboard import SECTIONS, TRAINING, sections_of
+from posttrain.report.dashboard import SECTIONS, TRAINING, sections_of
+from posttrain.runs.paths import ALERTS, COMPLETIONS, METRICS
+from posttrain.runs.record import read_records
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent

@@ -12,7 +12,8 @@ from recording_server import RecordingServer
 from test_clients import numbers, recorded_numbers, trackio_numbers
 
 from posttrain.launch import ROOT
-from posttrain.logs import METRICS, read_records
+from posttrain.runs.paths import METRICS
+from posttrain.runs.record import read_records
 
 pytestmark = pytest.mark.slow
 STEPS = 40

@@ -4,12 +4,14 @@ import json
 
 import pytest
 
-from posttrain.artifacts import Lineage
-from posttrain.logs import ALERTS, METRICS, read_records
-from posttrain.settings import TrackingSettings
-from posttrain.tracking.choice import Choice
-from posttrain.tracking.facts import final_numbers
-from posttrain.tracking.tracker import Tracker, identify, note, read_run
+from posttrain.config.sections import TrackingSettings
+from posttrain.runs.lineage import Lineage
+from posttrain.runs.paths import ALERTS, METRICS
+from posttrain.runs.record import read_records
+from posttrain.tracking.identity import identify, note, read_run
+from posttrain.tracking.run_config import final_numbers
+from posttrain.tracking.select import Choice
+from posttrain.tracking.tracker import Tracker
 
 
 class Dashboard:

@@ -60,7 +60,8 @@ def prepare(folder: Path, **more: dict) -> Path:
 
 
 def main(folder: Path) -> None:
-    from posttrain.chain import read_chain, stage_arguments, take_chain_directory
+    from posttrain.chain.graph import read_chain, stage_arguments
+    from posttrain.chain.run import take_chain_directory
 
     chain = read_chain(folder / "chain.yaml")
     take_chain_directory(chain)

@@ -1,9 +1,8 @@
 """Adapters: one switch for every PEFT method; made fresh, taken over from the stage before, merged away."""
 
+from ..runs.paths import ADAPTER, MODEL
 from .configs import peft_config
-from .takeover import (
-    ADAPTER,
-    MODEL,
+from .start import (
     attach,
     copied_reference,
     count_parameters,

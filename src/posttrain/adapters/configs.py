@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..config.sections import AdapterSettings
 from ..errors import ConfigError
-from ..settings import AdapterSettings
 
 ALL_LINEAR = "all-linear"
 

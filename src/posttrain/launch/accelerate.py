@@ -8,13 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import read_yaml
+from ..config.values import read_yaml
+from ..distributed import deepspeed_build
+from ..distributed.rendezvous import MEETING_S
 from ..errors import LaunchError
-from ..parallel import extensions
-from ..parallel.launched import MEETING_S
 
 ROOT = Path(__file__).resolve().parents[3]  # the checkout: recipes/ and accelerate_configs/ stand beside src/
+
+
 PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
 IN_CHAIN = "POSTTRAIN_IN_CHAIN"  # of a process that a chain has launched: the chain's process id
 
 
@@ -74,8 +78,8 @@ def environment(config_file: Path) -> dict[str, str]:
     here = int(config.get("num_processes") or 1) // int(config.get("num_machines") or 1)
     threads = max(1, len(os.sched_getaffinity(0)) // max(1, here))
     defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    if extensions.FOLDER.is_dir():
-        defaults["TORCH_EXTENSIONS_DIR"] = str(extensions.FOLDER)
+    if deepspeed_build.FOLDER.is_dir():
+        defaults["TORCH_EXTENSIONS_DIR"] = str(deepspeed_build.FOLDER)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {**defaults, **os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..distributed import deepspeed_build
 from ..errors import EXIT_STOPPED, EXIT_USER_ERROR
-from ..parallel import extensions
 from .accelerate import recipe_path
 from .settings import LaunchSettings
 from .slurm import comment
@@ -64,7 +64,7 @@ def render(job: Job) -> str:
         options=options(job),
         arguments=_wrapped(job.arguments),
         deepspeed=job.launch.distributed_type == "DEEPSPEED" and slurm.nodes > 1,
-        extensions=shlex.quote(str(extensions.FOLDER)) if extensions.FOLDER.is_dir() else None,
+        extensions=shlex.quote(str(deepspeed_build.FOLDER)) if deepspeed_build.FOLDER.is_dir() else None,
         grace_s=slurm.signal_s - KILL_S,
         exit_user_error=EXIT_USER_ERROR,
         exit_stopped=EXIT_STOPPED,

@@ -17,15 +17,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ..config import check_value, read_yaml
+from ..config.values import check_value, read_yaml
 from ..errors import ConfigError
 from .accelerate import accelerate_config, check_config
 
 KEYS = ("accelerate_config", "slurm")
+
+
 _PROCESS_PER_GPU = {"MULTI_GPU", "DEEPSPEED", "FSDP"}  # what torchrun starts on several nodes
+
+
 _WORD = re.compile(r"[\w.,:@%+=&|()\[\]*/-]+")
+
+
 _TIME = re.compile(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2}")  # minutes | m:s | h:m:s | days-h[:m[:s]]
+
+
 _SECRET = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
+
+
 # Options of sbatch that the script sets itself, with the key that sets them, or why it must.
 _OURS = {
     "nodes": "nodes", "N": "nodes", "gpus-per-node": "gpus_per_node", "G": "gpus_per_node", "gpus": "gpus_per_node",

@@ -14,6 +14,7 @@ from ..errors import ArtifactError, DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+
 IGNORED = -100  # a token that carries no tag; torch's cross-entropy leaves it out
 
 

@@ -5,8 +5,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..config.sections import NerDataSettings
 from ..errors import DataError
-from ..settings import NerDataSettings
 from .sentences import RawSentence, counted
 from .tags import is_tag
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data import Row, summarise_errors
+from ..config.sections import NerDataSettings
+from ..data.files import BrokenRow
+from ..data.rows import Row, summarise_errors
 from ..errors import DataError
-from ..files import BrokenRow
-from ..settings import NerDataSettings
 from .columns import read_columns
 from .rows import ROW_SUFFIXES, TAGS_KEYS, read_row, read_row_file
 from .sentences import RawSentence, Sentence, Sentences, fingerprint_of

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..data import fingerprint
+from ..data.rows import fingerprint
 from ..errors import DataError
 
 

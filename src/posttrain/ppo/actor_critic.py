@@ -21,10 +21,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..lora import NotSideBySide, all_plain, side_by_side
+from ..models.cpu.lora import NotSideBySide, all_plain, side_by_side
 
 POLICY, REFERENCE, VALUE, REWARD = "default", "ppo_reference", "ppo_value", "ppo_reward_{number}"
+
+
 NO_ADAPTER = None
+
+
 T = TypeVar("T")
 
 

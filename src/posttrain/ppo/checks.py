@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..tokens import render
+from ..data.conversation import render
 from .config import PPOConfig
 
 

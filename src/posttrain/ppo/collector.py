@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..generation import Drawn, end_tokens, generate_ids
-from ..lora import folded
-from ..sampling import as_turn
-from ..tokens import render
+from ..data.conversation import as_turn, render
+from ..models.cpu.lora import folded
+from ..models.generation import Drawn, end_tokens, generate_ids
 from . import objective
 from .actor_critic import ActorCritic
 from .config import PPOConfig

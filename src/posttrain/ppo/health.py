@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from ..zero import whole
+from ..distributed.deepspeed import whole
 
 KL_A_TOKEN = 1.0
+
+
 PATIENCE = 5
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..reward import Pooled, score
-from ..tokens import join, render
+from ..data.conversation import join, render
+from ..models.scoring import Pooled, score
 from .actor_critic import ActorCritic
 
 RewardFunction = Callable[..., Sequence[float]]

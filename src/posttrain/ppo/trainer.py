@@ -22,11 +22,9 @@ from torch import Tensor
 from transformers.trainer import SCHEDULER_NAME
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..attention import use_grouped_heads
-from ..generation import check_generation_settings
-from ..lm_head import use_dense_lm_head
-from ..lora import use_accumulated_lora
-from ..zero import is_split, load_whole, whole
+from ..distributed.deepspeed import is_split, load_whole, whole
+from ..models import cpu
+from ..models.generation import check_generation_settings
 from . import checkpoint, objective
 from .actor_critic import POLICY, ActorCritic
 from .checks import check_dataset, check_settings
@@ -86,9 +84,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         args = args or PPOConfig("ppo")
         set_seed(args.seed)
         load_whole()
-        use_dense_lm_head()
-        use_accumulated_lora()
-        use_grouped_heads()
+        cpu.install()
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=args.trust_remote_code)
         if any(map(is_split, model.parameters())):

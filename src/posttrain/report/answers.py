@@ -5,9 +5,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..artifacts import ANSWERS
+from ..data.conversation import text_of
 from ..errors import ArtifactError
-from ..evaluation import Answer, comparable, read_answers, text_of
+from ..runs.paths import ANSWERS
+from ..training.evaluation import Answer, comparable, read_answers
 
 BASE = "base model"
 

@@ -14,17 +14,21 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..evaluation import Share
+from ..intervals import Share
 from ..redact import clean
 from . import svg
 from .answers import BASE
+from .collect import GLYPHS, ChainFacts, StageFacts
 from .curves import Curve, Log
-from .facts import GLYPHS, ChainFacts, StageFacts
 from .panels import KL, REWARD, Panel, panels_of
 from .svg import DASHES, INK, MARKERS, MUTED, PANEL, SERIES
 
 SHOWN_SERIES = 6
+
+
 SPIKE = 30  # times the median: the axis is logarithmic
+
+
 GIB = 2**30
 
 

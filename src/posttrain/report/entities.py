@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..artifacts import ANSWERS, lines_of
 from ..errors import ArtifactError
+from ..fileio import lines_of
 from ..ner.tags import spans, to_bio
+from ..runs.paths import ANSWERS
 
 NONE, OTHER_ENDS = "none", "other ends"
+
+
 RESAMPLES, SEED = 1000, 0
 
 

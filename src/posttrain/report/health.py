@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..artifacts import lines_of
+from ..fileio import lines_of
 from .curves import parse
 
 ALERTS = "alerts.jsonl"  # in a run directory: {step, title, text}
+
+
 _FINDING = re.compile(r"step (\d+): ([a-z][a-z ]+) \((\S+), limit (\S+)\)\. (.+)")
 
 

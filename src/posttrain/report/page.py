@@ -9,17 +9,27 @@ from typing import Any
 
 import yaml
 
-from ..artifacts import write_atomically
-from ..chain import Chain, take_chain_directory
+from ..chain.graph import Chain
+from ..chain.run import take_chain_directory
+from ..config.values import flatten
 from ..errors import ConfigError
+from ..fileio import write_atomically
 from ..redact import clean
 from . import charts
-from .facts import GLYPHS, ChainFacts, StageFacts, flatten, read_facts
+from .collect import GLYPHS, ChainFacts, StageFacts, read_facts
 
 REPORT = "report.html"
+
+
 CHARTS_SHOWN = 4  # of a stage; the others unfold
+
+
 LONG_WORD = 20  # signs
+
+
 CUT = 400  # characters of a prompt or an answer
+
+
 _ARROWS = {"better": "▲", "worse": "▼", "no clear change": "≈"}
 
 

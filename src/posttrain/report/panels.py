@@ -21,13 +21,18 @@ class Panel:
 
 
 _LOSS = Panel("Loss", ("loss", "eval_loss"))
+
+
 _GRADIENT = Panel("Gradient norm", ("grad_norm",))
+
+
 _SPEED = (
     Panel("Tokens a second", ("perf/tokens_per_s",)),
     Panel("Of the machine's peak", ("perf/mfu",), "percent"),
     Panel("Where the seconds go", ("time/*",), "s a log"),
     Panel("Memory", ("memory/*",), "GiB"),
 )
+
 
 PANELS: dict[str, tuple[Panel, ...]] = {
     "sft": (
@@ -69,6 +74,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         _GRADIENT,
     ),
 }  # fmt: skip
+
 
 # Joined in one chart: how much reward was bought with how much KL.
 KL, REWARD = "objective/kl", "objective/scores"

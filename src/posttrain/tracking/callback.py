@@ -4,8 +4,9 @@ import math
 import time
 from typing import Any
 
-from ..evaluation import text_of
-from ..logs import metric_name, say
+from ..data.conversation import text_of
+from ..log import say
+from ..runs.record import metric_name
 from .performance import StepClock
 from .tracker import Tracker
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+
+
 POWERCAP = Path("/sys/class/powercap")
 
 

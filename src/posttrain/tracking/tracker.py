@@ -5,68 +5,25 @@ message, and training goes on. A stage that goes on after a cut continues its ru
 has, is given from the record what it lacks, and then what is new. So a kill leaves no gap, and no step comes twice.
 """
 
-import json
-import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from ..artifacts import Lineage, write_atomically
-from ..logs import ALERTS, COMPLETIONS, METRICS, Record, read_records, say
+from ..config.sections import TrackingSettings
+from ..log import say
 from ..redact import redact, redact_values
-from ..settings import TrackingSettings
-from .choice import TRACKIO, WANDB, Choice
+from ..runs.lineage import Lineage
+from ..runs.paths import ALERTS, COMPLETIONS, METRICS
+from ..runs.record import Record, read_records
+from .identity import Identity
+from .select import TRACKIO, WANDB, Choice
 
-RUN = "tracking.json"  # in a run directory: which run it is in each dashboard
-OWNER = "chain.json"  # in the folder above: whose stage it is
 COMPLETIONS_TABLE = "samples/completions"
+
+
 ANSWERS_TABLE = "samples/answers"
+
+
 _ABOUT = ("step", "max_steps", "epoch", "time", "left_s")
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which run this is, in every dashboard: a chain's runs are one group, a stage is a job type."""
-
-    chain: str | None
-    stage: str
-    recipe: str
-    key: str
-    id: str  # from the stage's key and this directory: the same after every resume
-    run_dir: Path
-
-    @property
-    def group(self) -> str:
-        return self.chain or self.stage
-
-    @property
-    def home(self) -> Path:
-        """The folder that a chain's stages share; a lone stage's own."""
-        return self.run_dir.parent if self.chain else self.run_dir
-
-
-def identify(run_dir: Path, key: str, recipe: str) -> Identity:
-    """The run of this directory: as it was kept there, or a new one."""
-    run_dir = run_dir.resolve()
-    owner = run_dir.parent / OWNER
-    chain = json.loads(owner.read_text(encoding="utf-8"))["name"] if owner.is_file() else None
-    kept = read_run(run_dir)
-    run_id = kept["id"] if kept.get("key") == key else f"{key[:12]}-{secrets.token_hex(3)}"
-    if kept.get("id") != run_id:
-        write_atomically(run_dir / RUN, json.dumps({"key": key, "id": run_id}) + "\n")
-    return Identity(chain, run_dir.name, recipe, key, run_id, run_dir)
-
-
-def note(run_dir: Path, **facts: Any) -> None:
-    """Keep something beside a run's identity."""
-    write_atomically(run_dir / RUN, json.dumps({**read_run(run_dir), **facts}, indent=2) + "\n")
-
-
-def read_run(run_dir: Path) -> dict[str, Any]:
-    """What is kept of a run: its key and id, and where each dashboard has it."""
-    path = run_dir / RUN
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 class Sink(Protocol):

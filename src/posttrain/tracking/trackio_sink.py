@@ -10,14 +10,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..artifacts import LINEAGE, Lineage, read_lineage, resolve_parent
-from ..logs import say
-from ..settings import TrackingSettings
-from .tracker import Identity, note, read_run
+from ..config.sections import TrackingSettings
+from ..log import say
+from ..runs.lineage import Lineage, read_lineage, resolve_parent
+from ..runs.paths import LINEAGE
+from .identity import ALIAS, Identity, as_cell, note, project_of, read_run
 
 FOLDER = ".trackio"
-ALIAS = 12  # characters of a digest
-LONE = "posttrain"  # the project of a stage without a chain
 
 
 class TrackioSink:
@@ -79,19 +78,6 @@ class TrackioSink:
     def finish(self) -> None:
         with _quiet():
             self.trackio.finish()
-
-
-def project_of(chain: str | None) -> str:
-    return chain or LONE
-
-
-def as_cell(value: Any) -> Any:
-    """Tables show numbers and texts; a conversation is its turns, any other list its parts."""
-    if value is None or isinstance(value, (int, float, str)):
-        return value
-    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
-        return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in value)
-    return " | ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @contextlib.contextmanager

@@ -15,14 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import LINEAGE, Lineage, read_lineage, resolve_parent
-from ..logs import say
+from ..config.sections import TrackingSettings
+from ..log import say
 from ..redact import redact_arguments
-from ..settings import TrackingSettings
-from .tracker import Identity, note
-from .trackio_sink import ALIAS, as_cell
+from ..runs.lineage import Lineage, read_lineage, resolve_parent
+from ..runs.paths import LINEAGE
+from .identity import ALIAS, Identity, as_cell, note
 
 STEP = "train/global_step"  # the axis of transformers' own runs
+
+
 INIT_S, FINISH_S, ARTIFACT_S = 30, 120, 60
 
 

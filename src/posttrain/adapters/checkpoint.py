@@ -1,0 +1,68 @@
+"""Checkpoints of adapters whose PEFT files do not hold all that is trained.
+
+Of virtual tokens PEFT saves what their encoder gives, not the encoder; of AdaLoRA the ranks that are left, and not what
+the next cut is decided by. Neither can be trained on. Such a run's checkpoint has one file more, to resume from:
+
+    trained.safetensors    every trained parameter by name, and AdaLoRA's importance of each
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config.peft_methods import is_prompt_learning
+
+TRAINED = "trained.safetensors"
+
+
+_ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def keep_all_that_is_trained(trainer: Any) -> None:
+    """Make `trainer` write and read TRAINED where PEFT's own files are not enough; leave any other alone."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not hasattr(model, "peft_config") or not (is_prompt_learning(model) or hasattr(model, "rankallocator")):
+        return
+    if trainer.is_deepspeed_enabled:  # its checkpoints hold every trained parameter
+        return
+    save = trainer._save
+
+    def save_all(output_dir: str | None = None, state_dict: Any = None) -> None:
+        from safetensors.torch import save_file
+
+        save(output_dir, state_dict)
+        if output_dir is not None:
+            save_file({k: v.detach().cpu().contiguous() for k, v in _state(model).items()}, Path(output_dir) / TRAINED)
+
+    def load_all(resume_from_checkpoint: str, model_: Any = None) -> None:
+        from safetensors.torch import load_file
+
+        _load(model, load_file(Path(resume_from_checkpoint) / TRAINED))
+
+    trainer._save, trainer._load_from_checkpoint = save_all, load_all
+
+
+def _state(model: Any) -> dict[str, Tensor]:
+    state = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if hasattr(model, "rankallocator"):
+        for kind in _ALLOCATOR:
+            state |= {f"{kind}:{name}": value for name, value in getattr(model.rankallocator, kind).items()}
+        pattern = model.peft_config["default"].rank_pattern or {}
+        state |= {f"rank_pattern:{name}": torch.tensor(kept) for name, kept in pattern.items()}
+    return state
+
+
+def _load(model: Any, saved: dict[str, Tensor]) -> None:
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, tensor in saved.items():
+        kind, colon, parameter = name.partition(":")
+        if not colon:
+            parameters.pop(name).data.copy_(tensor)
+        elif kind == "rank_pattern":
+            config = model.peft_config["default"]
+            config.rank_pattern = {**(config.rank_pattern or {}), parameter: tensor.tolist()}
+        else:
+            getattr(model.rankallocator, kind)[parameter] = tensor.to(model.device)
+    assert not parameters, f"a checkpoint without {sorted(parameters)[:3]}"

@@ -1,0 +1,1 @@
+"""Chains of stages: the graph, the plan, running here or as Slurm jobs."""

@@ -1,0 +1,172 @@
+"""What a recipe can be told: the settings that TRL's classes lack, and which recipe takes which.
+
+Left out: TRL's `ModelConfig`, whose `lora_*` and `use_peft` fields would be a second place for what `adapter` says.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which base model, and how it is held in memory."""
+
+    model_name_or_path: str = ""
+    model_revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: str | None = None
+    load_in_4bit: bool = False  # QLoRA: NF4 weights through bitsandbytes (Dettmers et al., 2023)
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+
+
+@dataclass(frozen=True)
+class ParallelSettings:
+    """How one model is split over processes; copies of it take the rest: num_processes / (tensor x pipeline).
+
+    The accelerate config says how many processes there are. What can be split is in parallel/layout.py.
+    """
+
+    tensor_parallel_size: int = field(default=1, metadata={"min": 1})  # processes that share each layer
+    pipeline_parallel_size: int = field(default=1, metadata={"min": 1})  # stages, each of neighbouring layers
+    pipeline_schedule: Literal["1f1b", "gpipe"] = "1f1b"  # Narayanan et al., 2019; Huang et al., 2019
+    pipeline_micro_batches: int = field(default=4, metadata={"min": 1})  # parts of per_device_train_batch_size
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the rows come from. A file is .json, .jsonl (.gz), .csv or .parquet, or a folder of them.
+
+    `train_file` may be a list of `{path, weight}`: weights are the expected shares of rows drawn from each file.
+    """
+
+    train_file: Any = None
+    validation_file: Any = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    dataset_train_split: str = "train"
+    dataset_test_split: str | None = None
+    data_format: Literal[
+        "auto", "text", "messages", "prompt_completion", "prompt", "preference", "unpaired", "alpaca", "sharegpt"
+    ] = "auto"
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    max_train_rows: int | None = field(default=None, metadata={"min": 1})
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Exact match on held-out prompt-completion rows, greedy and sampled at temperature 1."""
+
+    test_file: Any = None
+    test_rows: int | None = field(default=None, metadata={"min": 1})
+    test_samples: int = field(default=4, metadata={"min": 0})
+    max_new_tokens: int = field(default=64, metadata={"min": 1})
+    generation_batch_size: int = field(default=64, metadata={"min": 1})
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Drawing completions from a policy and ranking them into preference pairs."""
+
+    output_dir: str = ""
+    num_samples: int = field(default=8, metadata={"min": 2})
+    temperature: float = field(default=1.0, metadata={"above": 0})
+    top_p: float = field(default=1.0, metadata={"above": 0, "max": 1})
+    verifier: str | None = None  # exact_match | regex:PATTERN | module:function; none when a reward model scores
+    pairs_per_prompt: int = field(default=1, metadata={"min": 1})
+    validation_share: float = field(default=0.1, metadata={"min": 0, "max": 0.5})
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """What PPO's rewards are, beside the reward model of `inputs.reward`."""
+
+    verifier: str | None = None  # exact_match | regex:PATTERN | module:function
+
+
+@dataclass(frozen=True)
+class TrackingSettings:
+    """Which dashboards a stage feeds beside its own record (tracking/choice.py says what unset ones become)."""
+
+    report_to: list[Literal["none", "trackio", "wandb"]] | Literal["none", "trackio", "wandb"] | None = None
+    project: str | None = None  # none: WANDB_PROJECT, else posttrain; trackio's is the chain
+    run_name: str | None = None  # none: the stage's
+    wandb_mode: Literal["online", "offline", "disabled"] | None = None
+    wandb_entity: str | None = None
+    # What an online run's artifact holds: lineage.json, which has the hash of each file, or the files too.
+    wandb_artifacts: Literal["lineage", "files", "none"] = "lineage"
+
+
+@dataclass(frozen=True)
+class NerDataSettings:
+    """How files of tagged sentences are read. Anything but .json, .jsonl (.gz) and .parquet is read as columns."""
+
+    # Columns: one token a line, a blank line after a sentence. Indices are from 0, negative ones from the end.
+    token_column: int = 0
+    tag_column: int = -1
+    separator: Literal["auto", "tab", "space"] = "auto"  # auto: what the first token line has
+    encoding: str = "utf-8"  # of columns only: JSON is UTF-8 by its standard
+    strip_segmentation: bool = False  # Weibo NER: "科0" is the character 科 at place 0 of its word
+
+    # Rows, in files and on the hub: tokens with a tag each, or text with character spans.
+    tokens_key: str = "tokens"
+    tags_key: str | None = None  # none: tags, ner_tags or labels, whichever there is
+    text_key: str = "text"
+    spans_key: str | None = None  # none: entities, spans, label or labels
+
+    tag_scheme: Literal["auto", "bio", "iob1", "bioes", "bmes", "io"] = "auto"
+    # Tags in an order that the scheme forbids. repair: as conlleval reads them (tags.py).
+    on_bad_tags: Literal["stop", "repair"] = "stop"
+    # Everything else that is wrong with a row or a sentence.
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    # A type in validation or test data that the training data never has. outside: its entities become O.
+    on_unseen_tag: Literal["stop", "outside"] = "stop"
+
+
+@dataclass(frozen=True)
+class NerSettings:
+    """Where the sentences of the recipe `ner` come from, and what becomes of long ones."""
+
+    train_file: Any = None  # a path, or a list of paths
+    validation_file: Any = None
+    test_file: Any = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    dataset_train_split: str = "train"
+    dataset_validation_split: str | None = None
+    dataset_test_split: str | None = None
+    max_train_rows: int | None = field(default=None, metadata={"min": 1})
+    max_length: int = field(default=256, metadata={"min": 8})  # tokens of one window, [CLS] and [SEP] included
+    long_sentences: Literal["window", "cut"] = "window"
+    window_overlap: int = field(default=32, metadata={"min": 0})  # tokens that neighbouring windows share
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """Group `adapter`. What each method reads, and what it can do, is in methods.py."""
+
+    method: Literal[
+        "lora", "rslora", "dora", "pissa", "olora", "adalora", "ia3", "vera", "oft", "boft", "loha", "lokr",
+        "ln_tuning", "prompt_tuning", "prefix_tuning", "p_tuning", "p_tuning_v2", "bottleneck", "none",
+    ] = "lora"  # fmt: skip
+    r: int = field(default=16, metadata={"min": 1})
+    alpha: float = field(default=32, metadata={"above": 0})
+    dropout: float = field(default=0.0, metadata={"min": 0, "max": 0.99})
+    target_modules: Any = None  # a list of names, all-linear, or null: the method's own choice
+    modules_to_save: list[str] | None = None
+    num_virtual_tokens: int = field(default=20, metadata={"min": 1})
+    encoder_hidden_size: int | None = field(default=None, metadata={"min": 1})  # of what makes virtual tokens
+    reduction_factor: int = field(default=16, metadata={"min": 2})  # hidden size over bottleneck size
+    block_size: int = field(default=32, metadata={"min": 2})  # of OFT and BOFT; must divide every target's input size
+    start: Literal["continue", "merge"] = "continue"  # how a stage takes over its input's adapter
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """Group `gates`: what a stage must prove before the next one may build on it."""
+
+    stops: float | None = field(default=None, metadata={"min": 0, "max": 1})  # share of completions that end by EOS
+    reward_accuracy: float | None = field(default=None, metadata={"min": 0, "max": 1})  # floor, on validation pairs
+    f1: float | None = field(default=None, metadata={"min": 0, "max": 1})  # floor of a tagger, on the test sentences

@@ -1,0 +1,1 @@
+"""Rows: from files and hub ids to the columns that trainers read."""

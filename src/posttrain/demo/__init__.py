@@ -1,0 +1,1 @@
+"""The embedded default: real models and data from PyPI packages, nothing from a hub."""

@@ -1,0 +1,22 @@
+"""Where the demos find what PyPI packages bring along, and keep what they make of it."""
+
+import importlib.metadata
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import ArtifactError
+
+CACHE = Path(os.environ.get("POSTTRAIN_CACHE", "~/.cache/posttrain")).expanduser()
+
+
+Say = Callable[[str], None]
+
+
+def package_folder(distribution: str, folder: str) -> Path:
+    """The folder of an installed package, found without importing it. Raises ArtifactError."""
+    try:
+        found = importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ArtifactError(f"the demo needs the package {distribution}: run `make setup`") from error
+    return Path(str(found.locate_file(folder)))

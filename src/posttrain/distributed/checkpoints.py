@@ -1,0 +1,84 @@
+"""Who wrote a checkpoint, and who may go on from it.
+
+    written_by.json    processes and strategy, written by the main process when every process has written its part
+
+transformers writes `trainer_state.json` last, but on the main process only: under DeepSpeed and FSDP another one may
+still be at its share. Such a checkpoint has no written_by.json, and is not resumed from.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArtifactError, LaunchError
+from ..fileio import write_atomically
+from ..log import say
+from ..runs.fingerprints import check_safetensors
+from .environment import Launch
+
+WRITTEN_BY = "written_by.json"
+
+
+def mark_whole(launch: Launch) -> Any:
+    """A callback that writes WRITTEN_BY into each checkpoint, once all processes have written theirs."""
+    from transformers import TrainerCallback
+
+    class Mark(TrainerCallback):  # type: ignore[misc]
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if launch.processes > 1:
+                import torch.distributed as dist
+
+                dist.barrier()
+            if state.is_world_process_zero:
+                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                write_atomically(folder / WRITTEN_BY, json.dumps(launch.to_dict()) + "\n")
+
+    return Mark()
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None. Raises LaunchError where one cannot be read.
+
+    One that a kill cut short lacks WRITTEN_BY, which comes last, or has a truncated tensor file, and is removed here.
+    """
+    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
+    for checkpoint in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
+        try:
+            for file in (checkpoint / "trainer_state.json", checkpoint / WRITTEN_BY):
+                json.loads(file.read_text(encoding="utf-8"))
+            for file in checkpoint.rglob("*.safetensors"):
+                check_safetensors(file)
+        except (FileNotFoundError, ValueError, ArtifactError):
+            say(f"{checkpoint} was not written to its end, and is removed")
+            shutil.rmtree(checkpoint)
+        except OSError as error:  # a disk or a network that fails says nothing of the checkpoint
+            raise LaunchError(f"{checkpoint} cannot be read ({error}); mend that, and start again") from error
+        else:
+            return checkpoint
+    return None
+
+
+def check_resumable(checkpoint: Path, launch: Launch) -> None:
+    """Refuse a checkpoint of another layout. Raises LaunchError.
+
+    With another number of copies of the model a step would be over another number of rows; another strategy keeps
+    weights and optimizer in other files. Where the optimizer's state lives (offload) makes no difference to the files,
+    nor does how one copy is split by tensor and pipeline parallelism, whose checkpoints are those of one process.
+    """
+    wrote = Launch(**json.loads((checkpoint / WRITTEN_BY).read_text(encoding="utf-8")))
+    if (wrote.copies, _files(wrote)) == (launch.copies, _files(launch)):
+        return
+    why = (
+        "a step would be over another number of rows"
+        if wrote.copies != launch.copies
+        else "weights and optimizer are laid out in another way"
+    )
+    raise LaunchError(
+        f"{checkpoint} was written by {wrote}, and this is {launch}: {why}. Launch it as it was, or choose another "
+        "output_dir to begin anew"
+    )
+
+
+def _files(launch: Launch) -> str:
+    return "plain" if launch.strategy in ("one", "ddp") else launch.strategy

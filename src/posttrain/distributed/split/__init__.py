@@ -1,0 +1,1 @@
+"""One model split over processes: tensor, pipeline and 3-D parallelism."""

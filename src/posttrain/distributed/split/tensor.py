@@ -1,0 +1,90 @@
+"""Tensor parallelism: each layer's matrices cut over neighbouring processes (Shoeybi et al., 2019).
+
+A column-wise layer (q, k, v, gate, up) has a share of its outputs on each process, the row-wise one after it (o, down)
+a share of its inputs; one sum over processes follows each pair, forwards and backwards. Which layer is which is the
+model's own `tp_plan`, and the arithmetic transformers' own styles. Of an adapter, `lora_B` is cut with a column-wise
+layer and `lora_A` with a row-wise one.
+
+The adapter is made on the whole model first, so that it begins as on one process. On a model that was loaded in parts,
+peft 0.21 builds `lora_A` of a row-wise layer for the width of a part: its shape is wrong, and so is its initial scale.
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
+
+from ...errors import ConfigError
+
+
+def language_model(model: Any) -> Any:
+    """The causal language model, inside of its adapter if it has one."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def shard(model: Any, devices: Any) -> None:
+    """Cut a model's layers over the processes of a one-dimensional device mesh, in place."""
+    from peft.tuners.lora import Linear
+
+    base = language_model(model)
+    for name, module in list(base.named_modules()):
+        style = base.tp_plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
+        if style is None or not any(True for _ in module.parameters()):  # another stage has it
+            continue
+        if not isinstance(module, Linear):
+            _cut(style, module, devices)
+            continue
+        if style not in ("colwise", "rowwise") or module.lora_variant:
+            raise ConfigError(f"adapter.target_modules: {name} ({style}) is not proven under tensor parallelism")
+        for part in (module.lora_B if style == "colwise" else module.lora_A).values():
+            _cut(style, part, devices)
+        _cut(style, module.base_layer, devices)
+    ends = base.get_input_embeddings(), base.get_output_embeddings()
+    if base.config.tie_word_embeddings and all(hasattr(end, "weight") for end in ends):
+        ends[1].weight = ends[0].weight  # each was cut by itself, in the same way
+
+
+def _cut(style: str, module: Any, devices: Any) -> None:
+    module._whole_forward = vars(module).get("forward")
+    for name in list(module._parameters):
+        ALL_PARALLEL_STYLES[style].shard_param(module, name, devices)
+    ALL_PARALLEL_STYLES[style].install_forward(module, devices)
+
+
+def unshard(model: Any) -> None:
+    """Give a sharded model its whole parameters and its own forward back. Every process of the mesh comes here."""
+    whole: dict[Any, nn.Parameter] = {}
+    for module in model.modules():
+        if "_whole_forward" in vars(module):
+            del module.forward
+            if module._whole_forward is not None:
+                module.forward = module._whole_forward
+            del module._whole_forward
+        for name, parameter in module._parameters.items():
+            if isinstance(parameter, DTensor) and parameter not in whole:
+                whole[parameter] = nn.Parameter(
+                    parameter.full_tensor().detach().clone(), requires_grad=parameter.requires_grad
+                )
+            module._parameters[name] = whole.get(parameter, parameter)
+
+
+def local(tensor: Any) -> Any:
+    """What this process holds of a tensor, by reference."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    """A tensor with the shares of all processes, which must all come here."""
+    gathered: torch.Tensor = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+    return gathered
+
+
+def cut_like(tensor: torch.Tensor, parameter: Any) -> torch.Tensor:
+    """A whole tensor as `parameter` is: cut where it is cut, on its device."""
+    tensor = tensor.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)

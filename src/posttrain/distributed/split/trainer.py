@@ -1,0 +1,180 @@
+"""TRL's SFT and DPO trainers on a model that is split over processes.
+
+To the outside nothing is split: a trainer is made with a whole model, `train` cuts it, and hands it back whole. In
+between, the loss is TRL's, the loop, the schedule of learning rates and the log transformers'; gradients, their length
+and checkpoints are put together here. Private parts of both libraries are overridden: the versions are pinned, and
+tests/distributed compares every kind of split with one process.
+"""
+
+import os
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer
+
+from ...errors import ConfigError
+from . import gradients
+from .checkpoint import Order, collect, load_optimizer, save_optimizer, save_weights
+from .layout import Layout
+from .losses import BatchLoss, MicroBatches
+from .mesh import Mesh, SplitParallelism
+from .partition import Cut
+from .pipeline import Pipeline
+from .tensor import shard, unshard
+
+
+class SplitTrainer(Trainer):  # type: ignore[misc]
+    """Stands before SFTTrainer or DPOTrainer (`layout.split`)."""
+
+    layout: Layout
+
+    def __init__(self, *given: Any, args: Any, **options: Any) -> None:
+        self.mesh = Mesh(self.layout, args.device)
+        self.cuts: list[Cut] = []
+        self.pipeline: Pipeline | None = None
+        self.reference: Pipeline | None = None
+        args.parallelism_config = SplitParallelism(self.layout)
+        super().__init__(*given, args=args, **options)
+        for name, module in self.model.named_modules():  # an adapter that goes on brings its own
+            if isinstance(module, torch.nn.Dropout) and module.p > 0:
+                raise ConfigError(
+                    f"inputs.policy: its {name} drops {module.p:g} of what passes, and processes would drop other "
+                    "numbers than one does: use adapter.start: merge, or train the policy with adapter.dropout: 0"
+                )
+
+    # Whole, split, whole
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().train(*args, **kwargs)
+        self._make_whole()
+        return result
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """Between the weights of a checkpoint, which transformers has read by now, and the optimizer."""
+        self._split()
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _split(self) -> None:
+        self.order = Order(self)
+        for model in self._models():
+            if self.layout.pipeline > 1:
+                self.cuts.append(Cut(model, self.mesh))
+            if self.layout.tensor > 1:
+                shard(model, self.mesh.devices["tensor"])
+        if not gradients.trained(self.model):
+            raise ConfigError(
+                f"adapter.target_modules: stage {self.mesh.stage} of the pipeline has nothing to train; target layers "
+                "of every stage"
+            )
+        if self.layout.pipeline > 1:
+            self.pipeline, *others = (
+                Pipeline(model, self.mesh, autocast=self.accelerator.autocast) for model in self._models()
+            )
+            # An adapter's reference is the same model, with another adapter or none.
+            self.reference = others[0] if others else self.pipeline if hasattr(self, "loss_types") else None
+            self._tp_size = 1  # metrics are gathered over copies of the model, which count every token once
+        # The model manages its own placement and gradients: transformers wraps it in nothing.
+        self.is_distributed_loading_by_transformers = True
+
+    def _models(self) -> list[Any]:
+        """What is split: the model, and DPO's reference where it is a model of its own."""
+        reference = getattr(self, "ref_model", None)
+        return [self.model] if reference is None else [self.model, reference]
+
+    def _make_whole(self) -> None:
+        for model in self._models():
+            if self.layout.tensor > 1:
+                unshard(model)
+        while self.cuts:
+            self.cuts.pop(0).mend()
+        self.pipeline = self.reference = None
+        self.is_distributed_loading_by_transformers = False
+
+    def _sync_replicated_trainable_parameters(self, model: Any) -> None:
+        """transformers would average over all processes what is not a DTensor; `gradients.reduce` knows which."""
+
+    # Step
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        if self.pipeline is None:
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self._pipeline_step(self._prepare_inputs(inputs), num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            gradients.reduce(self.model, self.mesh)
+        return loss
+
+    def _pipeline_step(self, inputs: Any, num_items: Any) -> torch.Tensor:
+        """Forward and backward of one batch; its loss on every stage."""
+        assert self.pipeline is not None
+        self.model.train()
+        batch = MicroBatches(inputs, self.layout.micro_batches)
+        # As `Trainer.training_step`: a mean over a batch is one of several that are accumulated.
+        scaled = self.model_accepts_loss_kwargs and num_items is not None
+        scaled = scaled if self.loss_is_scaled_for_ga is None else self.loss_is_scaled_for_ga
+        loss = BatchLoss(self, batch, num_items, 1.0 if scaled else 1 / self.current_gradient_accumulation_steps)
+        if self.reference is not None:
+            with torch.no_grad(), self._as_reference():
+                self.reference.run(batch.rows, batch.count, loss.score_reference, train=False)
+        self.pipeline.run(batch.rows, batch.count, loss.score, train=True)
+        total = loss.finish(self.mesh) if self.mesh.is_last else torch.zeros((), device=self.mesh.device)
+        dist.broadcast(total, group_src=self.layout.pipeline - 1, group=self.mesh.pipeline)
+        return total
+
+    def _as_reference(self) -> Any:
+        """The adapter that is DPO's reference, while stages run it; on the last, TRL's own function switches."""
+        from trl.trainer.utils import use_adapter
+
+        if self.mesh.is_last or not hasattr(self.model, "peft_config"):
+            return nullcontext()
+        return use_adapter(self.model, adapter_name="ref" if "ref" in self.model.peft_config else None)
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        return gradients.clip(self.model, self.mesh, self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return gradients.norm(self.model, self.mesh) if grad_norm is None else grad_norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The last stage has the metrics, process 0 writes them."""
+        if self.pipeline is not None:
+            found = [self._metrics["train"]]
+            dist.broadcast_object_list(found, group_src=self.layout.pipeline - 1, group=self.mesh.pipeline)
+            self._metrics["train"] = found[0]
+        super().log(logs, start_time)
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = output_dir or self.args.output_dir
+        state = collect(self.order.own(self.model, self.mesh), self.mesh)
+        if self.args.should_save:
+            save_weights(self.model, state, folder)
+            self.processing_class.save_pretrained(folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        save_optimizer(self, self.order, self.mesh, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """All files are there when process 0 writes trainer_state.json, which says that a checkpoint is whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        load_optimizer(self, self.order, checkpoint)
+        self.lr_scheduler.load_state_dict(torch.load(os.path.join(checkpoint, "scheduler.pt"), weights_only=True))
+
+
+def split(trainer_class: Any, layout: Layout | None) -> Any:
+    """`trainer_class` (TRL's SFTTrainer or DPOTrainer), made to train a model that is split; itself where none is."""
+    if layout is None:
+        return trainer_class
+    from .trainer import SplitTrainer
+
+    return type(f"Split{trainer_class.__name__}", (SplitTrainer, trainer_class), {"layout": layout})

@@ -1,0 +1,87 @@
+"""A key-value cache with room for the tokens to come.
+
+transformers' own grows by concatenation: each token copies the keys and values of all tokens before it, in every layer.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+MANY_ROWS, SLICE = 16, 768
+
+
+@contextmanager
+def in_slices(model: Any) -> Iterator[None]:
+    """While a model draws on a CPU: its head multiplies a few rows by a slice of its weight at a time.
+
+    MKL's product of fewer than 16 rows with a weight as large as this reads it slowly: for 8 rows of 576 and 49,152
+    words 15 ms on two threads and 31 on one, in slices 8 and 16. The head must not be called by another thread
+    meanwhile.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    plain = type(head) is torch.nn.Linear and head.bias is None and "forward" not in vars(head)
+    if not plain or head.weight.device.type != "cpu" or head.weight.dtype != torch.float32:
+        yield
+        return
+
+    def forward(self: Any, x: Any) -> Any:
+        if x[..., 0].numel() >= MANY_ROWS or torch.is_autocast_enabled("cpu"):
+            return torch.nn.functional.linear(x, self.weight)
+        return torch.cat([x @ part.mT for part in self.weight.split(SLICE)], -1)
+
+    head.forward = MethodType(forward, head)
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+class LayerWithRoom(DynamicLayer):  # type: ignore[misc]
+    """Keys and values (B, heads, T, size), views of tensors that have room for `room` tokens after the first update.
+
+    Past its room, or once its rows were chosen or repeated, it grows like transformers' own.
+    """
+
+    keys: Any
+    values: Any
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.storage: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            shapes = [(*new.shape[:-2], end + self.room, new.shape[-1]) for new in (key_states, value_states)]
+            self.storage = [key_states.new_empty(shape) for shape in shapes]
+        elif end > self.storage[0].shape[-2] or self.keys.data_ptr() != self.storage[0].data_ptr():
+            return super().update(key_states, value_states)  # type: ignore[no-any-return]
+        for stored, new in zip(self.storage, (key_states, value_states), strict=True):
+            stored[..., begin:end, :] = new
+        self.keys, self.values = (stored[..., :end, :] for stored in self.storage)
+        return self.keys, self.values
+
+
+def cache_with_room(model: Any, tokens: int) -> DynamicCache | None:
+    """An empty cache for `generate(past_key_values=)`; None where the model, or its own settings, want another kind.
+
+    Layers of other kinds, those with a sliding window among them, stay transformers'.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    takes_it = "past_key_values" in inspect.signature(base.forward).parameters  # Mamba's name is another
+    if not (takes_it and base._supports_default_dynamic_cache()) or base.generation_config.cache_implementation:
+        return None
+    cache = DynamicCache(config=model.config)
+    cache.layers = [LayerWithRoom(tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

@@ -1,0 +1,251 @@
+"""Drawing completions from a model, reproducibly."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+
+from ..config.peft_methods import pads_left
+from .cpu.decoding import cache_with_room, in_slices
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One generated completion: its text without special tokens, its length, and whether it ended by EOS."""
+
+    text: str
+    num_tokens: int
+    stopped: bool
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    *,
+    temperatures: Sequence[float] = (0.0,),
+    max_new_tokens: int,
+    batch_size: int,
+    top_p: float = 1.0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[Completion]]:
+    """One completion of each prompt for each of `temperatures` (0 is greedy), in the prompts' order.
+
+    Prompts are rendered as in training (`tokens.render`), sorted by length and padded on the left; where virtual tokens
+    stand before the padding, a batch has prompts of one length. A model's own repetition penalty and n-gram ban are
+    switched off. Each batch is seeded by its own first row, so that a run resumed at a batch draws what an
+    uninterrupted one does.
+    """
+    import torch
+    from transformers import LogitsProcessorList
+
+    from ..data.conversation import render
+    from .cpu.decoding import in_slices
+    from .generation import Draw, end_tokens, fresh_uniforms, settings
+
+    ids = [render(p, tokenizer, add_generation_prompt=not isinstance(p, str)) for p in prompts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    results: list[list[Completion]] = [[] for _ in prompts]
+    copies = len(temperatures)
+    per_batch = max(1, batch_size // copies)
+    mixed = pads_left(model)
+    ends = end_tokens(model, tokenizer)
+    was_training = model.training
+    model.eval()
+    for start, batch in _batches(order, per_batch, lengths=None if mixed else [len(row) for row in ids]):
+        width = max(len(ids[i]) for i in batch)
+        input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in batch])
+        attention_mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch])
+        input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
+        with torch.random.fork_rng(devices=_cuda_devices()), torch.no_grad(), in_slices(model):
+            torch.manual_seed(seed * 1_000_003 + start)
+            shared = copies > 1 and width > 1 and mixed
+            warm = [*temperatures] * len(batch)
+            draw = Draw(warm, top_p, partial(fresh_uniforms, len(warm), model.device))
+            out = model.generate(
+                input_ids=input_ids.repeat_interleave(copies, 0),
+                attention_mask=attention_mask.repeat_interleave(copies, 0),
+                past_key_values=_shared_prefill(model, input_ids, attention_mask, copies) if shared else None,
+                logits_processor=LogitsProcessorList([draw] if any(temperatures) else []),
+                generation_config=settings(model, tokenizer, max_new_tokens),
+            )
+        for j, row in enumerate(out[:, width:].tolist()):
+            end = next((t for t, token in enumerate(row) if token in ends), None)
+            text = tokenizer.decode(row[:end], skip_special_tokens=True)
+            length = len(row) if end is None else end + 1
+            results[batch[j // copies]].append(Completion(text, length, end is not None))
+        if progress:
+            progress(start + len(batch), len(order))
+    model.train(was_training)
+    return results
+
+
+def _batches(order: Sequence[int], size: int, *, lengths: Sequence[int] | None) -> Iterator[tuple[int, list[int]]]:
+    """(place in `order`, the next rows), `size` at most; with `lengths`, of one length each."""
+    start = 0
+    while start < len(order):
+        batch = list(order[start : start + size])
+        if lengths is not None:
+            batch = [i for i in batch if lengths[i] == lengths[batch[0]]]
+        yield start, batch
+        start += len(batch)
+
+
+def _shared_prefill(model: Any, input_ids: Any, attention_mask: Any, copies: int) -> Any:
+    """The cache of prompts (B, T) less their last token, repeated for each completion: (B x copies).
+
+    `generate(num_return_sequences=n)` repeats the prompts first and computes each n times; for short completions
+    that is most of the work.
+    """
+    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    out = model(
+        input_ids=input_ids[:, :-1],
+        attention_mask=attention_mask[:, :-1],
+        position_ids=position_ids[:, :-1],
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    out.past_key_values.batch_repeat_interleave(copies)
+    return out.past_key_values
+
+
+def _cuda_devices() -> list[int]:
+    import torch
+
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The ids that end a completion: the tokenizer's EOS, and those the model's own settings add."""
+    own = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own] if own is not None else [])}
+
+
+def settings(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
+    """Greedy, with the model's own repetition penalty and n-gram ban switched off.
+
+    `generate` fills in what is not named here from the model's own settings: its suppressed and forced tokens stay, in
+    an evaluation; PPO refuses them (`check_generation_settings`).
+    """
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(end_tokens(model, tokenizer)),
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+        use_cache=True,  # training in full writes False into a model's settings
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+    )
+
+
+_OTHER_DISTRIBUTION = (
+    "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
+    "sequence_bias", "exponential_decay_length_penalty", "min_length", "min_new_tokens", "guidance_scale",
+    "watermarking_config",
+)  # fmt: skip
+
+
+def check_generation_settings(model: Any) -> None:
+    """A model whose own settings forbid or force tokens draws from another distribution than its logits'.
+
+    Raises ValueError, naming the settings: what is trained on such draws would be weighed by the wrong ratio.
+    """
+    own = {name: getattr(model.generation_config, name, None) for name in _OTHER_DISTRIBUTION}
+    found = [f"{name}={value}" for name, value in own.items() if value]
+    if found:
+        raise ValueError(f"the model's generation_config.json sets {', '.join(found)}; PPO draws from its plain logits")
+
+
+class Draw(LogitsProcessor):  # type: ignore[misc]
+    """Draws one token a row at the row's temperature (0 is greedy) and leaves it as the only one.
+
+    `generate(do_sample=True)` has one temperature a batch, and draws by filling a (B, V) matrix with exponential
+    variates: a quarter of the time of short completions on a CPU. One uniform number a row and the cumulative
+    distribution do the same, and let the caller say which number.
+
+    Args:
+        temperatures: one a row.
+        top_p: the nucleus; 1 is everything.
+        uniform: given the token's place in the completion, one number in [0, 1) a row (B,).
+    """
+
+    def __init__(self, temperatures: Sequence[float], top_p: float, uniform: Callable[[int], Tensor]) -> None:
+        self.temperatures, self.uniform = torch.tensor(temperatures)[:, None], uniform
+        self.greedy = 0 in temperatures
+        self.nucleus = TopPLogitsWarper(top_p) if top_p < 1.0 else None
+        self.place = 0
+        self.logprobs: list[Tensor] | None = None  # of the drawn tokens, with what they were drawn from
+        self.entropies: list[Tensor] = []
+
+    def keep(self) -> None:
+        """Keep each drawn token's log-probability and the entropy of its distribution, (B,) a place."""
+        self.logprobs = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        warmth = self.temperatures.to(scores.device)
+        warm = scores.float() / warmth.clamp(min=1e-6)
+        if self.nucleus is not None:
+            warm = self.nucleus(input_ids, warm)
+        log_p = torch.log_softmax(warm, -1)
+        probabilities = log_p.exp()
+        cumulative = probabilities.cumsum(-1)
+        number = self.uniform(self.place).to(scores.device)[:, None] * cumulative[:, -1:]
+        self.place += 1
+        chosen = torch.searchsorted(cumulative, number, right=True).clamp(max=scores.shape[-1] - 1)
+        if self.greedy:
+            chosen = torch.where(warmth > 0, chosen, scores.argmax(-1, keepdim=True))
+        if self.logprobs is not None:
+            self.logprobs.append(log_p.gather(1, chosen)[:, 0])
+            log_p.clamp_(min=torch.finfo(log_p.dtype).min)  # or a token that cannot be drawn gives 0 times infinity
+            self.entropies.append(-torch.linalg.vecdot(probabilities, log_p))
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+def fresh_uniforms(rows: int, device: Any, place: int) -> Tensor:
+    """New random numbers at every place (rows,), from torch's own generator."""
+    return torch.rand(rows, device=device)
+
+
+@dataclass
+class Drawn:
+    """Completions of B prompts, T the longest one's tokens."""
+
+    ids: list[list[int]]  # up to and with EOS
+    logprobs: Tensor | None  # (B, T) of each token under the distribution that it was drawn from; past EOS, anything
+    entropies: Tensor | None  # (B, T) of those distributions
+
+
+def generate_ids(
+    model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, *, temperature: float, max_new_tokens: int,
+    uniforms: Tensor,
+) -> Drawn:  # fmt: skip
+    """One completion a row; prompts (B, P) are padded on the left.
+
+    `uniforms` (B, max_new_tokens) are the random numbers: the same ones draw the same completions, in any batch.
+    """
+    draw = Draw([temperature] * len(input_ids), 1.0, lambda place: uniforms[:, place])
+    draw.keep()
+    with in_slices(model):
+        out = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=cache_with_room(model, max_new_tokens),
+            logits_processor=LogitsProcessorList([draw]),
+            generation_config=settings(model, tokenizer, max_new_tokens),
+        )
+    ends = end_tokens(model, tokenizer)
+    ids = [until_end(row, ends) for row in out[:, input_ids.shape[1] :].tolist()]
+    width = max(map(len, ids))
+    assert draw.logprobs is not None
+    return Drawn(ids, torch.stack(draw.logprobs[:width], 1), torch.stack(draw.entropies[:width], 1))
+
+
+def until_end(row: list[int], ends: set[int]) -> list[int]:
+    """The tokens up to and with the first that ends a completion."""
+    end = next((t for t, token in enumerate(row) if token in ends), None)
+    return row if end is None else row[: end + 1]

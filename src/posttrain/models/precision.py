@@ -1,0 +1,110 @@
+"""In which number format this machine trains: decided once, before anything is loaded, and said aloud.
+
+bf16 is worth having where the processor multiplies it: on CUDA from Ampere on, on CPUs with AVX512-BF16 or AMX. On
+other CPUs it is emulated, and slower than fp32 by two orders of magnitude.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import ConfigError
+from .floats import BF16, FP16
+
+
+def has_bf16() -> bool:
+    """Whether this machine multiplies bf16 in hardware."""
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def decide(values: dict[str, Any]) -> dict[str, Any]:
+    """Fill in `bf16`, `use_cpu` and `ddp_backend` of a trainer's values.
+
+    Where the recipe does not say, accelerate's `mixed_precision` does. Raises ConfigError for what the machine, or
+    DeepSpeed, cannot do.
+    """
+    import torch
+
+    cuda, deepspeed = torch.cuda.is_available(), os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    decided = dict(values)
+    launched_in = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched_in != "no":
+        if launched_in not in ("bf16", "fp16"):
+            raise ConfigError(f"mixed_precision: {launched_in} is not supported; accepted: bf16, fp16, 'no'")
+        other = "fp16" if launched_in == "bf16" else "bf16"
+        if decided.get(launched_in) is False or decided.get(other):
+            raise ConfigError(
+                f"accelerate's configuration says mixed_precision: {launched_in}, the recipe's {launched_in}: "
+                f"{decided.get(launched_in)}, {other}: {decided.get(other)}; say it once: keep mixed_precision: 'no'"
+            )
+        decided |= {launched_in: True, other: False}
+    on_cpu = decided["use_cpu"] = bool(decided.get("use_cpu")) or not cuda
+    if decided.get("fp16") and on_cpu:
+        raise ConfigError(
+            "fp16: true needs a GPU (accelerate scales no loss on a CPU); use bf16: true or leave both out"
+        )
+    if deepspeed and on_cpu:
+        if cuda:
+            raise ConfigError(
+                "use_cpu: true would leave DeepSpeed out; leave it out, or use accelerate_configs/ddp.yaml"
+            )
+        if decided.get("bf16"):
+            raise ConfigError("bf16: true under DeepSpeed needs a GPU; leave it out")
+        decided |= {"use_cpu": False, "bf16": False}  # with use_cpu, accelerate would leave DeepSpeed out
+    if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        decided["ddp_backend"] = "gloo"
+    if decided.get("bf16") is None:
+        decided["bf16"] = has_bf16() and not decided.get("fp16")
+    return decided
+
+
+def describe_weights(model: Any) -> str | None:
+    """What rounds away of a model's training where it trains 16-bit weights that nobody keeps in fp32; None elsewhere.
+
+    Such are full fine-tuning with `dtype: bfloat16`, the new head of an adapter on a bf16 base (PEFT upcasts layers
+    alone), and TRL's adapters on a 4-bit base. DeepSpeed keeps fp32 masters by itself: not to be asked there.
+    """
+    import torch
+
+    formats = {torch.bfloat16: BF16, torch.float16: FP16}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in trained if p.dtype in formats)
+    if not count:
+        return None
+    dtype = next(p.dtype for p in trained if p.dtype in formats)
+    described = (
+        f"{count:,} of {sum(p.numel() for p in trained):,} trained parameters are {str(dtype).removeprefix('torch.')} "
+        f"without an fp32 master: an update below 1/{round(2 / formats[dtype].lost_beside_one)} of a weight is rounded "
+        "away (docs/precision.md)"
+    )
+    if getattr(model, "is_loaded_in_4bit", False):
+        return described
+    return f"{described}; dtype: float32 keeps it, and bf16: true computes in bf16 all the same"
+
+
+def take_off_autocast(model: Any) -> None:
+    """Give a trained model its own `forward` back, so that it computes as it does when it is loaded again.
+
+    accelerate's mixed precision is a wrapper of `forward` that `unwrap_model` leaves on. Its `keep_fp32_wrapper=False`
+    takes too much off: every decorator that `forward` has of its own (see huggingface/accelerate#4255).
+    """
+    if "_original_forward" in vars(model):
+        model.forward = model._original_forward
+
+
+@contextmanager
+def without_autocast(model: Any) -> Iterator[None]:
+    """`take_off_autocast` for a moment."""
+    wrapped = vars(model).get("forward")
+    take_off_autocast(model)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped

@@ -1,0 +1,76 @@
+"""What a run is known by: its configuration, lineage and surroundings; and what it ends with."""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..fileio import lines_of
+from ..runs.lineage import git_commit, parent_record, versions
+from ..runs.paths import ANSWERS
+from .machine import describe_machine
+
+SHOWN_ANSWERS = 64
+
+
+_DASHBOARDS = ("trackio", "wandb")
+
+
+# Of a stage's metrics, what is no measurement: fixed rows for a successor, and the intervals' ends.
+_NO_MEASUREMENT = ("probe", "labels", "health", "_low", "_high")
+
+
+def describe_run(stage: Any, performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The config of a run: the effective configuration at the top, so that runs can be compared by `learning_rate`."""
+    parameters = stage.parameters and {"trained": stage.parameters[0], "all": stage.parameters[1]}
+    return {
+        **stage.config.to_dict(),
+        "lineage": {
+            "key": stage.key,
+            "parents": {role: parent_record(stage.run_dir, path) for role, path in stage.inputs.items()},
+            "data": stage.data,
+            "git_commit": git_commit(),
+        },
+        "environment": {
+            "versions": versions() | _installed(_DASHBOARDS),
+            "machine": describe_machine(),
+            "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        },
+        "parameters": parameters or {},
+        "performance": dict(performance or {}),
+    }
+
+
+def _installed(names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def final_numbers(metrics: Mapping[str, Any], logged: Collection[str], prefix: str = "final") -> dict[str, float]:
+    """What a stage measured after training, as `final/after/greedy_exact`; what was `logged` is not said again."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if name in logged or name.startswith(_NO_MEASUREMENT) or name.endswith(_NO_MEASUREMENT):
+            continue
+        if isinstance(value, Mapping):
+            found |= final_numbers(value, (), f"{prefix}/{name}")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[f"{prefix}/{name}"] = float(value)
+    return found
+
+
+def answers_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The first answers to the test rows after the stage; none where nothing was asked."""
+    for name in ("after", "test", "validation"):
+        path = run_dir / ANSWERS / f"{name}.jsonl"
+        if path.is_file():
+            lines = lines_of(path.read_text(encoding="utf-8"))[:SHOWN_ANSWERS]
+            return [json.loads(line) for line in lines]
+    return []

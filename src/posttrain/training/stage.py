@@ -1,0 +1,368 @@
+"""One running stage: opened, fed, trained with resume, saved, proven, closed. Every recipe walks these steps.
+
+stage = open_stage("sft")        the configuration, the inputs, the run directory: everything cheap is checked here
+stage.announce(trainer)          global batch, steps and tokens, before training starts
+stage.train(trainer)             from the last whole checkpoint, if there is one
+stage.save(trainer, tokenizer)   into a sibling folder, then renamed
+stage.close(...)                 gates, the model card, then lineage.json: complete
+"""
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ..adapters import count_parameters
+from ..adapters.adalora import allocation, penalise
+from ..adapters.checkpoint import keep_all_that_is_trained
+from ..config.peft_methods import METHODS
+from ..config.recipes import RECIPES
+from ..config.sections import DataSettings, TrackingSettings
+from ..config.stage_config import StageConfig, parse_args, trainer_class
+from ..data.rows import Rows, load_hub, load_rows
+from ..data.tokens import count_tokens, know_lengths
+from ..distributed import checks, deepspeed_build, environment, fsdp, rendezvous
+from ..distributed.checkpoints import check_resumable, last_whole_checkpoint, mark_whole
+from ..distributed.deepspeed import load_whole, make_whole
+from ..errors import DataError, LaunchError
+from ..fileio import write_atomically
+from ..launch import die_with_chain, preflight
+from ..launch.stop import stop_at_request
+from ..log import say
+from ..models.loading import template_sha256, tokenizer_sha256
+from ..models.precision import decide, describe_weights, take_off_autocast
+from ..redact import redact_values
+from ..runs.card import write_card
+from ..runs.directory import take_directory
+from ..runs.key import stage_key
+from ..runs.lineage import Lineage, git_commit, hash_files, parent_record, verify, versions, write_lineage
+from ..runs.paths import ADAPTER, CARD, CHECKPOINTS, MODEL
+from ..tracking.identity import identify
+from ..tracking.run_config import answers_of, describe_run, final_numbers
+from ..tracking.select import choose
+from ..tracking.tracker import Tracker
+from . import gates as gate_checks
+from .gates import Gate
+
+LOCK_S = 100  # a job that starts again elsewhere may find a process of its last try dying; preflight waits for longer
+
+
+class Stage:
+    """A stage's configuration, its verified inputs and its run directory."""
+
+    def __init__(self, config: StageConfig) -> None:
+        self.config = config
+        shared = RECIPES[config.recipe].trainer is not None or config.recipe == "sample"
+        self.launch = environment.check_launch(config.recipe, trains=shared)
+        sizes = (int(config.values.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline"))
+        self.launch = dataclasses.replace(self.launch, split=math.prod(sizes))
+        if self.launch.strategy.startswith("zero"):
+            deepspeed_build.use()
+        self.run_dir = config.output_dir
+        self.inputs = {role: Path(path) for role, path in config.inputs.items()}
+        self.parents = {role: verify(path) for role, path in self.inputs.items()}
+        self.key = stage_key(config, {role: parent.key for role, parent in self.parents.items()})
+        self.started = time.monotonic()
+        self.data: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
+        self.logged: frozenset[str] = frozenset()  # the names among them that the trainer logged
+        self.gates: list[Gate] = []
+        self.parameters: tuple[int, int] | None = None  # (trained, all), once there is a trainer
+        self.lock: IO[str] | None = None
+        self.checkpoint: Path | None = None  # the one to go on from, once the processes have met
+        self.tracker: Tracker | None = None  # in the first process, once the run directory is taken
+
+    @property
+    def policy(self) -> Lineage | None:
+        return self.parents.get("policy")
+
+    @property
+    def is_main(self) -> bool:
+        return int(os.environ.get("RANK", "0")) == 0
+
+    # Data
+
+    def load(self, key: str) -> Rows | None:
+        """The checked rows of `train_file`, `validation_file` or `test_file`; None when the key is not set.
+
+        A `data` input stands in for train_file and validation_file: a sampling stage's pairs.
+        """
+        settings = self.config.part(DataSettings)
+        source = self.config.values.get(key)
+        recipe = "evaluate" if key == "test_file" else self.config.recipe
+        if source is None and "data" in self.inputs and key != "test_file":
+            path = self.inputs["data"] / "data" / f"{key.removesuffix('_file')}.jsonl"
+            source = str(path) if path.is_file() else None
+        if source is not None:
+            rows = load_rows(source, recipe, settings, key=key, seed=int(self.config.values.get("seed", 42)))
+        elif settings.dataset_name and key == "train_file":
+            rows = load_hub(settings, recipe, split=settings.dataset_train_split)
+        elif settings.dataset_name and key == "validation_file" and settings.dataset_test_split:
+            rows = load_hub(settings, recipe, split=settings.dataset_test_split)
+        else:
+            return None
+        name = key.removesuffix("_file")
+        self.data[name] = {"rows": len(rows), "format": rows.format, "fingerprint": rows.fingerprint}
+        say(f"{name}: {len(rows)} rows, {rows.format}" + (f", {rows.skipped} skipped" if rows.skipped else ""))
+        return rows
+
+    def load_train(self) -> Rows:
+        rows = self.load("train_file")
+        if rows is None:
+            raise DataError("no training data: set train_file, dataset_name, or inputs.data")
+        return rows
+
+    # Trainer
+
+    def trainer_args(self, **changes: Any) -> Any:
+        """TRL's configuration object for this recipe, with precision decided and checkpoints in the run directory.
+
+        The processes of a launch meet here, and are what was asked for, or a LaunchError is raised: weights come later.
+        `changes` are values that follow from the data; the stage's configuration stays as it was given.
+        """
+        values = decide({**self.config.trainer_values(), **changes})
+        values["output_dir"] = str(self.run_dir / CHECKPOINTS)
+        values["report_to"] = "none"  # or transformers' own callbacks would report too; tracking/ does
+        values.pop("project", None)
+        timeout_s = float(values.get("ddp_timeout") or 1800)
+        self.meet(timeout_s)
+        rendezvous.start_process_group(timeout_s, on_cpu=values["use_cpu"])
+        module, name = trainer_class(self.config.recipe)
+        args = getattr(importlib.import_module(module), name)(**values)
+        checks.check_state(args, self.launch)
+        if self.launch.strategy == "fsdp2":
+            fsdp.allow_on_cpu()
+        load_whole()
+        return args
+
+    def meet(self, timeout_s: float = rendezvous.MEETING_S) -> None:
+        """All processes have one configuration, one data, one seed, and one run directory with one checkpoint in it.
+
+        Raises LaunchError on all of them otherwise.
+        """
+        found = last_whole_checkpoint(self.run_dir / CHECKPOINTS) if self.is_main else None
+        prints = {name: data["fingerprint"] for name, data in self.data.items()}
+        everyone = rendezvous.meet(
+            {
+                "launch": str(self.launch), "seed": self.config.values.get("seed"), "data": prints,
+                "versions": versions(), "key": self.key, "_checkpoint": str(found) if found else None,
+            },
+            timeout_s=timeout_s,
+        )  # fmt: skip
+        self.checkpoint = Path(everyone[0]["_checkpoint"]) if everyone[0]["_checkpoint"] else None
+        rendezvous.share_folder(self.checkpoint or self.run_dir, timeout_s=timeout_s)
+        if self.checkpoint is not None:
+            check_resumable(self.checkpoint, self.launch)
+
+    def announce(self, trainer: Any) -> None:
+        """Print what the run amounts to, and refuse a disk that cannot take its checkpoints."""
+        args = trainer.args
+        checks.check_trainer(trainer, self.launch)
+        checks.check_deepspeed_bf16(trainer, gate_checks.dtype_of(trained_model(trainer)))
+        trained, total = self.parameters = count_parameters(trainer.model)
+        work = trainer.describe_work() if hasattr(trainer, "describe_work") else describe_work(trainer)
+        say(
+            f"{work}; {METHODS[self.config.adapter.method].title}: {trained:,} of {total:,} parameters trained "
+            f"({trained / total:.2%}); {'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}; {self.launch}"
+        )
+        checkpoints = (
+            0 if args.save_strategy == "no" else (args.save_total_limit or 2) + 1
+        )  # one is written before one goes
+        needed = trained * (4 + checkpoints * (4 if args.save_only_model else 12))  # fp32: weights, Adam's two moments
+        if not trainer.is_deepspeed_enabled and (note := describe_weights(trainer.model)):
+            say(f"note: {note}")
+        free = shutil.disk_usage(self.run_dir).free
+        if free < needed:
+            raise LaunchError(
+                f"{self.run_dir}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed for checkpoints "
+                "and the result; free some space, or change output_dir"
+            )
+
+    def train(self, trainer: Any) -> None:
+        """Train to the end, from the last whole checkpoint when an earlier try was cut off.
+
+        Raises StoppedError, with a checkpoint saved, when the run was asked to stop.
+        """
+        from transformers import PrinterCallback
+
+        from ..distributed.sampler import keep_one_order, reach_samplers_behind_skips
+
+        if trainer.args.train_sampling_strategy == "group_by_length":
+            know_lengths(trainer)
+            keep_one_order(trainer)
+        reach_samplers_behind_skips()
+        checkpoint = self.checkpoint
+        step = 0
+        if checkpoint is not None:
+            step = int(checkpoint.name.rpartition("-")[2])
+            say(f"resuming from {checkpoint}")
+        keep_all_that_is_trained(trainer)
+        if self.launch.strategy == "fsdp2":
+            fsdp.choose_units(trainer)
+        if self.config.adapter.method == "adalora":
+            trainer.add_callback(allocation(trainer))
+            penalise(trainer)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(checks.watch_wrapper(trainer, self.launch))
+        trainer.add_callback(mark_whole(self.launch))
+        self.track(trainer, step)
+        trainer.add_callback(stop_at_request())
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        make_whole(trainer)
+        fsdp.make_whole(trainer)
+        take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
+
+    def track(self, trainer: Any, step: int) -> None:
+        """Report what the trainer logs from `step` on."""
+        from ..tracking.callback import tracking_callback
+        from ..tracking.performance import StepClock
+
+        clock = StepClock(trainer, pairs=self.config.recipe in ("dpo", "reward"))
+        if self.tracker is not None:
+            self.tracker.start(describe_run(self, clock.describe()), step)
+        trainer.add_callback(tracking_callback(self.tracker, clock, trainer))
+
+    def last_logs(self, trainer: Any) -> dict[str, Any]:
+        """The last value of each number that was logged."""
+        logs: dict[str, Any] = {}
+        for record in trainer.state.log_history:
+            logs |= {k: v for k, v in record.items() if isinstance(v, (int, float)) and k not in ("epoch", "step")}
+        self.logged = frozenset(logs)
+        return logs
+
+    def save(self, trainer: Any, tokenizer: Any) -> str:
+        """Save the adapter (or the full model) and its tokenizer whole or not at all; return the folder's name."""
+        from peft import PeftModel
+
+        model = trained_model(trainer)
+        is_adapter = isinstance(model, PeftModel)
+        result = ADAPTER if is_adapter else MODEL
+        partial = self.run_dir / f".{result}.partial"
+        if self.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            options = {"selected_adapters": ["default"], "save_embedding_layers": False} if is_adapter else {}
+            model.save_pretrained(str(partial), **options)
+            tokenizer.save_pretrained(str(partial))
+            (partial / CARD).unlink(missing_ok=True)  # PEFT's own is a form to fill in; `close` writes one
+            shutil.rmtree(self.run_dir / result, ignore_errors=True)
+            partial.replace(self.run_dir / result)
+        trainer.accelerator.wait_for_everyone()
+        return result
+
+    # End
+
+    def close(
+        self, *, kind: str, result: str, task: str | None = None, start: str | None = None,
+        base: Mapping[str, Any] | None = None, tokenizer: Any = None,
+    ) -> None:  # fmt: skip
+        """Require the gates, then write the lineage: from here on the stage is complete. Checkpoints are removed."""
+        import torch
+
+        if not self.is_main:
+            return
+        write_atomically(self.run_dir / "gates.json", json.dumps([g.to_dict() for g in self.gates], indent=2) + "\n")
+        gate_checks.require(self.gates, self.run_dir)
+        cost: dict[str, Any] = {
+            "wall_s": round(time.monotonic() - self.started, 1),
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        if torch.cuda.is_available():
+            cost |= {"device": torch.cuda.get_device_name(), "peak_gpu_bytes": torch.cuda.max_memory_allocated()}
+        if self.parameters is not None:
+            cost["trained_parameters"], cost["parameters"] = self.parameters
+        lineage = Lineage(
+            stage=self.run_dir.name,
+            recipe=self.config.recipe,
+            kind=kind,
+            key=self.key,
+            config=redact_values(self.config.to_dict()),
+            task=task,
+            start=start,
+            parents={role: parent_record(self.run_dir, path) for role, path in self.inputs.items()},
+            base=dict(base or {}),
+            chat_template_sha256=template_sha256(tokenizer) if tokenizer else None,
+            tokenizer_sha256=tokenizer_sha256(tokenizer) if tokenizer else None,
+            data=self.data,
+            versions=versions(),
+            git_commit=git_commit(),
+            seed=self.config.values.get("seed"),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            metrics=self.metrics,
+            gates=[g.to_dict() for g in self.gates],
+            cost=cost,
+        )
+        lineage.files = hash_files(self.run_dir, result)
+        if kind in (ADAPTER, MODEL):
+            write_card(self.run_dir / result, lineage)
+        write_lineage(self.run_dir, lineage)
+        shutil.rmtree(self.run_dir / CHECKPOINTS, ignore_errors=True)
+        if self.tracker is not None:
+            self.tracker.start(describe_run(self), 0)  # where nothing was trained
+            self.tracker.finish(
+                lineage, final=final_numbers(self.metrics, self.logged), answers=answers_of(self.run_dir)
+            )
+        for gate in self.gates:
+            say(f"gate {gate.name}: {gate.value:.4g} ({gate.accepted})")
+        say(f"complete: {self.run_dir / result}")
+
+
+def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
+    """Parse the command line, verify the inputs and take the run directory. Raises a PosttrainError.
+
+    A directory that is complete, or that belongs to a run with another key, is refused: nothing is overwritten.
+    """
+    die_with_chain()
+    stage = Stage(parse_args(recipe, sys.argv[1:] if argv is None else argv))
+    if stage.is_main:
+        settings = stage.config.part(TrackingSettings)
+        choice = choose(settings)
+        wait_s = LOCK_S if preflight.num_nodes() > 1 else 0
+        stage.lock = take_directory(stage.run_dir, stage.key, recipe, wait_s=wait_s)
+        stage.config.write(stage.run_dir / "config.yaml")
+        stage.tracker = Tracker(identify(stage.run_dir, stage.key, recipe), choice, settings)
+    if preflight.num_nodes() > 1:
+        nodes, took = preflight.num_nodes(), preflight.all_reduce()
+        say(f"preflight: all-reduce over {os.environ['WORLD_SIZE']} ranks on {nodes} nodes in {took:.2f} s")
+    say(f"{recipe}: {stage.config.source} -> {stage.run_dir}  key {stage.key[:12]}")
+    for note in stage.config.notes:
+        say(f"note: {note}")
+    if stage.tracker is not None:
+        say(str(stage.tracker.choice))
+    say("effective configuration: " + json.dumps(redact_values(_given(stage.config)), default=str))
+    return stage
+
+
+def _given(config: StageConfig) -> dict[str, Any]:
+    """The values that are set, for one printed line; config.yaml has them all."""
+    return {k: v for k, v in config.to_dict().items() if v not in (None, {}, [])}
+
+
+def describe_work(trainer: Any) -> str:
+    """Global batch, steps and tokens of a trainer that goes through its rows."""
+    args = trainer.args
+    copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get another batch
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * copies
+    per_epoch = max(1, -(-len(trainer.train_dataset) // batch))
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
+    tokens = round(count_tokens(trainer.train_dataset) * steps / per_epoch)
+    where = f"{copies} processes"
+    if hasattr(trainer, "layout"):
+        where = f"{copies} cop{'ies' if copies > 1 else 'y'} on {args.world_size} processes ({trainer.layout})"
+    return (
+        f"global batch {batch} = {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x "
+        f"{where}; {steps} steps; {tokens:,} tokens"
+    )
+
+
+def trained_model(trainer: Any) -> Any:
+    """The model that a trainer was made for; of PPO's several roles, the policy."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return getattr(model, "policy", model)

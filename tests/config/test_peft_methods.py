@@ -1,0 +1,150 @@
+"""What is settled before anything is loaded: refused with the reason, changed with a note, or followed."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from conftest import edit
+from posttrain.chain.graph import read_chain
+from posttrain.config.peft_methods import METHODS, check_takeover
+from posttrain.config.recipes import RECIPES
+from posttrain.config.sections import AdapterSettings
+from posttrain.config.stage_config import build
+from posttrain.errors import ConfigError
+
+
+def stage(recipe="sft", overrides=None, **document):
+    return build(recipe, {"output_dir": "x", **document}, overrides, source="stage.yaml")
+
+
+def test_the_table_and_the_settings_name_the_same_methods():
+    accepted = AdapterSettings.__dataclass_fields__["method"].type
+    assert set(METHODS) == set(accepted.__args__)
+    fields = {f.name for f in dataclasses.fields(AdapterSettings)}
+    assert all(method.reads <= fields for method in METHODS.values())
+    for method in METHODS.values():
+        assert set(method.refused) <= set(RECIPES)
+        assert all(
+            nearest in METHODS and task not in METHODS[nearest].refused for task, (_, nearest) in method.refused.items()
+        )
+
+
+def test_a_setting_that_the_method_does_not_read_is_refused_where_both_are_written():
+    with pytest.raises(
+        ConfigError, match=r"stage.yaml: adapter.r means nothing to ia3, which reads modules_to_save, targ"
+    ):
+        stage(adapter={"method": "ia3", "r": 8})
+
+
+def test_what_a_file_says_gives_way_to_a_method_on_the_command_line():
+    config = stage(adapter={"method": "lora", "r": 8, "alpha": 4}, overrides={"adapter.method": "ia3"})
+    assert (config.adapter.r, config.adapter.alpha) == (16, 32)
+    assert config.notes == (
+        "adapter.r of stage.yaml is left out: it means nothing to ia3",
+        "adapter.alpha of stage.yaml is left out: it means nothing to ia3",
+    )
+    kept = stage(adapter={"method": "lora", "r": 8}, overrides={"adapter.method": "dora"})
+    assert (kept.adapter.r, kept.notes) == (8, ())
+
+
+def test_a_prefix_trains_without_checkpointing():
+    config = stage(adapter={"method": "p_tuning_v2"})
+    assert config.trainer_values()["gradient_checkpointing"] is False
+    assert config.notes == (
+        "gradient_checkpointing is off: the prefix sits in a cache, which checkpointing does without",
+    )
+    assert stage(adapter={"method": "p_tuning_v2"}, gradient_checkpointing=False).notes == ()
+    assert "gradient_checkpointing" not in stage(adapter={"method": "lora"}).values
+    with pytest.raises(ConfigError, match=r"stage.yaml: gradient_checkpointing: true does not work with prefix_tuning"):
+        stage(adapter={"method": "prefix_tuning"}, gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("method", ["pissa", "olora", "adalora"])
+def test_what_cannot_go_on_is_merged(method):
+    config = stage("dpo", adapter={"method": method}, inputs={"policy": "sft"})
+    assert config.adapter.start == "merge"
+    assert [note[:44] for note in config.notes] == [f"adapter.start is merge, not continue, for {method}"[:44]]
+    with pytest.raises(ConfigError, match=f"stage.yaml: adapter.start: continue is wrong for {method}"):
+        stage("dpo", adapter={"method": method, "start": "continue"}, inputs={"policy": "sft"})
+    assert stage("sft", adapter={"method": method}).adapter.start == "continue"  # there is nothing to merge
+
+
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.identity and "dpo" in m.tasks])
+def test_dpo_wants_its_reference_to_be_the_policy(method):
+    assert stage("dpo", adapter={"method": method}, inputs={"policy": "sft"}).adapter.start == "continue"
+    for inputs, start in (({}, "continue"), ({"policy": "sft"}, "merge")):
+        with pytest.raises(ConfigError, match=f"adapter.method: {method}: a fresh one is another policy"):
+            stage("dpo", adapter={"method": method, "start": start}, inputs=inputs)
+
+
+def test_four_bit_weights():
+    assert stage(adapter={"method": "dora"}, load_in_4bit=True).notes == ()
+    with pytest.raises(ConfigError, match="pissa does not train on 4-bit weights; use lora"):
+        stage(adapter={"method": "pissa"}, load_in_4bit=True)
+
+
+def test_references_are_computed_ahead_only_where_trls_copy_is_whole():
+    given = {"inputs": {"policy": "sft"}, "precompute_ref_log_probs": True}
+    assert stage("dpo", adapter={"method": "lora"}, **given).values["precompute_ref_log_probs"]
+    assert stage("dpo", adapter={"method": "ia3", "start": "merge"}, **given).adapter.start == "merge"
+    for method in ("ia3", "vera", "boft", "loha", "lokr"):
+        with pytest.raises(ConfigError, match=f"before the reference of {method} is whole"):
+            stage("dpo", adapter={"method": method}, **given)
+
+
+def test_the_best_checkpoint_of_virtual_tokens():
+    assert stage(adapter={"method": "lora"}, load_best_model_at_end=True).values["load_best_model_at_end"]
+    with pytest.raises(ConfigError, match="load_best_model_at_end: PEFT reads a checkpoint of p_tuning into the wrong"):
+        stage(adapter={"method": "p_tuning"}, load_best_model_at_end=True)
+
+
+def test_vllm_wants_an_adapter_that_merges():
+    assert stage("ppo", adapter={"method": "ia3"}, use_vllm=True).values["use_vllm"]
+    with pytest.raises(ConfigError, match="use_vllm: vLLM gets a policy's weights merged, and bottleneck cannot be"):
+        stage("ppo", adapter={"method": "bottleneck"}, use_vllm=True)
+
+
+def made_with(method, **more):
+    return dataclasses.asdict(AdapterSettings(method=method, **more))
+
+
+def test_a_takeover():
+    check_takeover("runs/sft", made_with("lora"), AdapterSettings())
+    check_takeover("runs/sft", made_with("lora", r=4), AdapterSettings(method="ia3", start="merge"))
+    check_takeover("runs/sft", made_with("lora", dropout=0.1), AdapterSettings())
+    check_takeover("runs/sft", made_with("none"), AdapterSettings(method="bottleneck"))
+    check_takeover("runs/sft", made_with("lora", target_modules=["q_proj"]), AdapterSettings())
+
+
+@pytest.mark.parametrize(
+    ("parent", "child", "message"),
+    [
+        ({"method": "lora"}, {"method": "dora"}, "method is dora, but .* is lora; set .*, or adapter.start: merge"),
+        ({"method": "lora", "r": 8}, {}, "adapter.r is 16, but .* whose r is 8"),
+        ({"method": "lora"}, {"target_modules": ["q"]}, r"adapter.target_modules is \['q'\], but .* is None"),
+        ({"method": "bottleneck"}, {"start": "merge"}, "bottleneck, which cannot be merged .*; go on with adapter:"),
+        ({"method": "p_tuning"}, {"start": "merge"}, "p_tuning, which cannot be merged .* base; train it with lora"),
+        ({"method": "p_tuning"}, {"method": "p_tuning"}, "another stage cannot train on; and it cannot be merged"),
+        ({"method": "bottleneck"}, {"method": "none"}, "bottleneck, which cannot be merged"),
+        ({"method": "pissa"}, {}, "pissa, which another stage cannot train on; use adapter.start: merge"),
+    ],
+)  # fmt: skip
+def test_a_takeover_that_is_known_to_be_wrong(parent, child, message):
+    with pytest.raises(ConfigError, match=message):
+        check_takeover("runs/sft", made_with(**parent), AdapterSettings(**child))
+
+
+def test_a_chain_is_refused_before_its_first_stage(chain):
+    edit(chain.parent / "sft.yaml", "adapter: {r: 4, alpha: 8}", "adapter: {method: bottleneck, reduction_factor: 4}")
+    with pytest.raises(ConfigError, match=r"stages.dpo: its input sft|stages.reward: its input sft"):
+        read_chain(chain)
+
+
+def test_plain_peft_learns_of_the_bottleneck_when_posttrain_is_imported():
+    """In either order; and `import posttrain` alone does not wait for PEFT."""
+    check = "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as m; assert 'BOTTLENECK' in m"
+    for code in (f"import posttrain; {check}", f"import peft, posttrain; {check}"):
+        subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", "import posttrain, sys; assert 'peft' not in sys.modules"], check=True)
