@@ -9,7 +9,7 @@ from posttrain.runs.card import body, card_data, escape, write_card
 from posttrain.runs.lineage import hash_files, read_lineage, verify
 from posttrain.runs.paths import CARD
 
-from .planted import plant
+from report.planted import plant
 
 
 @pytest.fixture(scope="module")

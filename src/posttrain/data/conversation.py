@@ -3,7 +3,8 @@
 from typing import Any
 
 from ..errors import DataError
-from .rows import Row
+
+Row = dict[str, Any]
 
 _ROLES = ("system", "user", "assistant", "tool")
 

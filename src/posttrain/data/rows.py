@@ -18,14 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.sections import DataSettings
 from ..errors import DataError
-from .conversation import _conversation, _same_kind, _turn, require_text
+from .conversation import Row, _conversation, _same_kind, _turn, require_text
 from .files import BrokenRow, list_files, parse_sources, read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-Row = dict[str, Any]
 
 
 MAX_SHOWN = 20

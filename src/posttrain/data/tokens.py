@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
-from .conversation import join, render
-from .rows import Row, Rows
+from .conversation import Row, join, render
+from .rows import Rows
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..data.conversation import text_of
-from ..data.rows import Row
+from ..data.conversation import Row, text_of
 from ..errors import ConfigError
 
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from ..config.sections import NerDataSettings
 from ..data.files import BrokenRow
-from ..data.rows import Row, summarise_errors
+from ..data.conversation import Row
+from ..data.rows import summarise_errors
 from ..errors import DataError
 from .columns import read_columns
 from .rows import ROW_SUFFIXES, TAGS_KEYS, read_row, read_row_file

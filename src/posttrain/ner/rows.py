@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config.sections import NerDataSettings
-from ..data.conversation import require_text
+from ..data.conversation import Row, require_text
 from ..data.files import BrokenRow, read_rows
-from ..data.rows import Row
 from ..errors import DataError
 from .sentences import RawSentence, counted
 from .tags import from_spans

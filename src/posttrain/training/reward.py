@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..data.conversation import render
-from ..data.rows import Row, Rows
+from ..data.conversation import Row, render
+from ..data.rows import Rows
 from ..errors import ConfigError
 from ..log import say
 from ..models.loading import describe_base

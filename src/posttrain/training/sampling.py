@@ -12,8 +12,8 @@ from typing import Any
 
 from ..adapters import fold_for_generation, load_policy
 from ..config.sections import DataSettings, EvaluationSettings, ModelSettings, SampleSettings
-from ..data.conversation import as_turn, render
-from ..data.rows import Row, Rows, load_rows
+from ..data.conversation import Row, as_turn, render
+from ..data.rows import Rows, load_rows
 from ..errors import ConfigError, DataError, GateError
 from ..fileio import write_atomically
 from ..intervals import in_percent
