@@ -26,7 +26,7 @@ from posttrain.errors import ArtifactError, ConfigError
 from posttrain.models.generation import generate
 from posttrain.models.scoring import score
 from posttrain.ner.alignment import encode, predict, probe_logits
-from posttrain.training.evaluation import read_answers
+from posttrain.runs.answers import read_answers
 from posttrain.training.gates import probe_logprobs
 from posttrain.training.merge import merge
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from posttrain.chain.graph import read_chain
 from posttrain.chain.run import take_chain_directory
+from posttrain.runs.answers import Answer, change, exact_match, write_answers
 from posttrain.runs.lineage import Lineage, hash_files, parent_record, write_lineage
 from posttrain.runs.paths import COMPLETIONS, METRICS
 from posttrain.runs.record import append
-from posttrain.training.evaluation import Answer, change, exact_match, write_answers
 
 CHAIN = """name: {name}
 output_dir: {folder}/runs

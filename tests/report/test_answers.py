@@ -6,7 +6,7 @@ import pytest
 
 from posttrain.errors import ArtifactError
 from posttrain.report.answers import read_side_by_side
-from posttrain.training.evaluation import Answer, write_answers
+from posttrain.runs.answers import Answer, write_answers
 
 
 def given(run: Path, when: str, greedy: list[str], prompts=None) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from posttrain.intervals import mean_interval, wilson
 from posttrain.models.generation import generate
-from posttrain.training.evaluation import Answer, answer, change, comparable, exact_match, read_answers, write_answers
+from posttrain.runs.answers import Answer, change, comparable, exact_match, read_answers, write_answers
+from posttrain.training.evaluation import answer
 
 
 def test_wilson_is_the_published_interval():

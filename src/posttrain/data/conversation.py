@@ -88,3 +88,8 @@ def render(turns: Any, tokenizer: Any, *, add_generation_prompt: bool = False, e
         turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
     )
     return list(rendered["input_ids"])
+
+
+def is_exact(completion: str, expected: Any) -> bool:
+    """Equal after surrounding white space is removed."""
+    return completion.strip() == text_of(expected).strip()

@@ -12,14 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..data.conversation import Row, text_of
+from ..data.conversation import Row, is_exact
 from ..errors import ConfigError
-
-
-def is_exact(completion: str, expected: Any) -> bool:
-    """Equal after surrounding white space is removed."""
-    return completion.strip() == text_of(expected).strip()
-
 
 Verifier = Callable[[Any, str, Row], float]
 

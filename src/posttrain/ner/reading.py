@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config.sections import NerDataSettings
-from ..data.files import BrokenRow
 from ..data.conversation import Row
+from ..data.files import BrokenRow
 from ..data.rows import summarise_errors
 from ..errors import DataError
 from .columns import read_columns

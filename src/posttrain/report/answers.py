@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..data.conversation import text_of
 from ..errors import ArtifactError
+from ..runs.answers import Answer, comparable, read_answers
 from ..runs.paths import ANSWERS
-from ..training.evaluation import Answer, comparable, read_answers
 
 BASE = "base model"
 

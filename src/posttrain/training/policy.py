@@ -13,9 +13,10 @@ from ..models import cpu
 from ..models.generation import generate
 from ..models.loading import check_tokenizer, describe_base
 from ..models.precision import without_autocast
+from ..runs.answers import Answer, change, comparable, exact_match, read_answers, write_answers
 from ..runs.paths import ADAPTER, ANSWERS
 from . import gates
-from .evaluation import Answer, answer, change, comparable, exact_match, read_answers, write_answers
+from .evaluation import answer
 from .gates import Gate
 from .stage import Stage, trained_model
 

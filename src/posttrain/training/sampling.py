@@ -22,8 +22,9 @@ from ..log import say
 from ..models.generation import Completion, generate
 from ..models.loading import check_base, check_tokenizer, load_base, load_tokenizer
 from ..models.verifiers import find_verifier
+from ..runs.answers import exact_match, write_answers
 from ..runs.lineage import verify
-from .evaluation import answer, exact_match, write_answers
+from .evaluation import answer
 from .gates import dtype_of, same_outputs
 from .stage import Stage
 
