@@ -86,7 +86,8 @@ def test_yaml_that_is_broken_names_its_line(tmp_path):
 
 def test_checking_a_config_imports_no_torch():
     code = (
-        "import sys; from posttrain import cli; from posttrain.config import stage_config; from posttrain.chain import run, slurm_jobs; from posttrain.data import rows\n"
+        "import sys; from posttrain import cli; from posttrain.config import stage_config\n"
+        "from posttrain.chain import run, slurm_jobs; from posttrain.data import rows\n"
         "stage_config.build('dpo', {'output_dir': 'o', 'beta': 0.2}, source='x')\n"
         "assert not {'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules), sorted(sys.modules)"
     )
