@@ -8,7 +8,6 @@ from huggingface_hub import ModelCard
 from posttrain.runs.card import body, card_data, escape, write_card
 from posttrain.runs.lineage import hash_files, read_lineage, verify
 from posttrain.runs.paths import CARD
-
 from report.planted import plant
 
 

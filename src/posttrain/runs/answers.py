@@ -1,0 +1,67 @@
+"""What a policy answered to the test rows: kept, read again, compared row by row. Imports no torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.conversation import is_exact
+from ..fileio import lines_of, write_atomically
+from ..intervals import _flatten, mean_interval, wilson
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a policy answered to one test row: greedily, and in each sample."""
+
+    prompt: Any
+    expected: Any
+    greedy: str
+    stopped: bool  # the greedy completion ended by EOS
+    sampled: list[str]
+
+    @property
+    def greedy_score(self) -> float:
+        return float(is_exact(self.greedy, self.expected))
+
+    @property
+    def sampled_score(self) -> float:
+        return sum(is_exact(text, self.expected) for text in self.sampled) / len(self.sampled)
+
+
+def write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    """One JSON object a row."""
+    write_atomically(path, "".join(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in answers))
+
+
+def read_answers(path: Path) -> list[Answer]:
+    return [Answer(**json.loads(line)) for line in lines_of(path.read_text(encoding="utf-8"))]
+
+
+def exact_match(answers: Sequence[Answer]) -> dict[str, float]:
+    """Greedy and sampled exact match, with the share of greedy completions that stop."""
+    metrics: dict[str, float] = {"rows": len(answers)}
+    metrics |= _flatten("greedy_exact", wilson(sum(a.greedy_score for a in answers), len(answers)))
+    metrics["stops"] = sum(a.stopped for a in answers) / len(answers)
+    if answers[0].sampled:
+        metrics |= _flatten("sampled_exact", mean_interval([a.sampled_score for a in answers]))
+    return metrics
+
+
+def comparable(before: Sequence[Answer], after: Sequence[Answer]) -> bool:
+    """Whether both answered the same rows, with the same number of samples."""
+    return [(a.prompt, a.expected, len(a.sampled)) for a in before] == [
+        (a.prompt, a.expected, len(a.sampled)) for a in after
+    ]
+
+
+def change(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, float]:
+    """By how much exact match rose, row by row: a row's own difficulty is in both and cancels."""
+    pairs = list(zip(before, after, strict=True))
+    metrics = _flatten("greedy_exact", mean_interval([b.greedy_score - a.greedy_score for a, b in pairs], lowest=-1.0))
+    if after[0].sampled:
+        metrics |= _flatten(
+            "sampled_exact", mean_interval([b.sampled_score - a.sampled_score for a, b in pairs], lowest=-1.0)
+        )
+    return metrics

@@ -1,0 +1,42 @@
+"""A stage's key: the hash of everything that changes its result, and of nothing else.
+
+effective configuration + content of its data and base + keys of its parents + versions of the libraries. A file that is
+only moved keeps the key; a changed byte changes it. Imports no torch, so that a chain can be planned at once.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config.stage_config import StageConfig
+from ..data.files import list_files, parse_sources
+from ..fileio import digest, sha256_file
+from .fingerprints import fingerprint_base
+from .lineage import versions
+
+FILE_KEYS = ("train_file", "validation_file", "test_file")
+
+
+_KEYED_VERSIONS = ("posttrain", "torch", "transformers", "trl", "peft")
+
+
+def stage_key(config: StageConfig, parent_keys: Mapping[str, str]) -> str:
+    """The key of a stage, given the keys of its inputs (role -> key). Raises DataError for a missing file."""
+    material: dict[str, Any] = dict(config.key_material())
+    for key in FILE_KEYS:
+        if material.get(key):
+            material[key] = [
+                [weight, *(sha256_file(f) for f in ([path] if path.is_file() else list_files(path, key)))]
+                for path, weight in parse_sources(material[key], key)
+            ]
+    base = str(material.get("model_name_or_path") or "")
+    if (Path(base) / "config.json").is_file():
+        material["model_name_or_path"] = fingerprint_base(Path(base))
+    installed = versions()
+    return digest(
+        {
+            "config": material,
+            "parents": dict(sorted(parent_keys.items())),
+            "versions": {name: installed[name] for name in _KEYED_VERSIONS},
+        }
+    )
