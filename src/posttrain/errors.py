@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 EXIT_BUG, EXIT_USER_ERROR, EXIT_UNREACHABLE, EXIT_STOPPED = 1, 2, 75, 85
-
-
 STATE = "POSTTRAIN_STATE"
 
 
@@ -94,7 +92,6 @@ _LOST = (
     "Another process ended (its own message says why), stands still, or its machine is out of reach. "
     "Whole checkpoints are kept: run the same command again to go on from there."
 )
-
 
 _LOST_WORDS = ("gloo", "NCCL", "ncclRemoteError", "Connection closed by peer", "Connection reset by peer")
 

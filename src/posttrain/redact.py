@@ -11,22 +11,18 @@ from typing import Any
 
 HIDDEN = "[redacted]"
 
-
 _NAME = (
     r"(?:[a-z0-9]+[_-])*(?:(?:hub|access|auth|api|hf|session|refresh|write|identity|bearer)[_-]token|api[_-]?key|"
     r"access[_-]key(?:[_-]id)?|secret(?:[_-]key)?|(?:private|account|signing)[_-]key|password|passwd|credentials?|"
     r"authorization)"
 )
 
-
 _KEY = re.compile(rf"^(?:{_NAME}|token)$", re.IGNORECASE)
-
 
 _ASSIGNED = re.compile(
     rf"(?i)(?<![\w-])({_NAME}[\"']?\s*[:=]\s*|--{_NAME}[ =])(?!null\b|none\b)"
     r"(\"[^\"]*\"|'[^']*'|(?:(?:bearer|basic)\s+)?\S+)"
 )
-
 
 _LOOKS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|"
@@ -35,10 +31,7 @@ _LOOKS = re.compile(
     r"|(?<=://)[^\s/@]+(?=@)|(?<=\bBearer )[\w.~+/=-]{8,}"
 )
 
-
 _PARAMETER = re.compile(r"(?i)([?&](?:[\w-]*token|key|sig|[\w-]*signature)=)[^&\s\"']+")
-
-
 _ENVIRONMENT = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)(?:_ID)?$", re.IGNORECASE)
 
 

@@ -18,17 +18,11 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 BOTTLENECK = "BOTTLENECK"
-
-
 PREFIX = "bottleneck_"
-
 
 # Where a block's two sub-layers end, by `model_type`; another model names its own in `target_modules`.
 _LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
-
-
 _LIKE_BERT = ("bert", "roberta", "xlm-roberta", "electra")
-
 
 OUTPUT_PROJECTIONS = {
     **{name: ["o_proj", "down_proj"] for name in _LIKE_LLAMA},

@@ -15,8 +15,6 @@ from torch import Tensor
 from ..config.peft_methods import is_prompt_learning
 
 TRAINED = "trained.safetensors"
-
-
 _ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 

@@ -28,8 +28,6 @@ from ..errors import ConfigError
 from ..launch.settings import LaunchSettings, read_launch
 
 _KEYS = {"name", "stages", "launch", "output_dir"}
-
-
 _STAGE_KEYS = {"recipe", "config", "inputs", "overrides", "launch"}
 
 

@@ -116,8 +116,6 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None
 
 
 _LAUNCHERS_OWN = "subprocess.CalledProcessError"
-
-
 _OUR_ERRORS = {"ConfigError", "DataError", "ArtifactError", "LaunchError", "GateError", "UnreachableError"}
 
 

@@ -29,8 +29,6 @@ from .plan import Plan, plan
 from .run import move_aside, take_chain_directory
 
 FOLDER = ".slurm"
-
-
 JOBS = "jobs.json"
 
 

@@ -20,7 +20,6 @@ from .slurm_jobs import read_jobs, state_of
 
 TAIL = 12  # lines of the failing rank's log
 
-
 _WAITS = {
     "Priority": "others are first",
     "Resources": "no node is free",

@@ -16,17 +16,9 @@ from ..errors import ConfigError
 from .sections import AdapterSettings
 
 COMMAND_LINE = "the command line"  # where a key was written, in messages
-
-
 SFT, REWARD, DPO, PPO, NER = "sft", "reward", "dpo", "ppo", "ner"
-
-
 TASKS = (SFT, REWARD, DPO, PPO, NER)
-
-
 _LOW_RANK = frozenset({"r", "alpha", "target_modules", "modules_to_save"})
-
-
 _ALWAYS = frozenset({"method", "start"})
 
 
@@ -74,9 +66,7 @@ _REFERENCE = (
     "lora",
 )
 
-
 _NO_LAYERS = ("PPO's roles are adapters of layers, and virtual tokens are none", "lora")
-
 
 _POOLED = (
     "its virtual tokens go in as embeddings, where transformers cannot see padding and pools the score at the last "
@@ -84,17 +74,14 @@ _POOLED = (
     "p_tuning_v2",
 )
 
-
 _LOST_ENCODER = (
     "only its final embeddings are saved, not the encoder that is trained: it cannot go on from a policy, and a fresh "
     "one is another policy than the reference",
 )
 
-
 _VIRTUAL: dict[str, Any] = {
     "mergeable": False, "identity": False, "prompt_learning": True, "left_padding": False,
 }  # fmt: skip
-
 
 METHODS: dict[str, Method] = {
     "lora": Method("LoRA (Hu et al., 2021)", "LORA", _LOW_RANK | {"dropout"}),

@@ -43,9 +43,7 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "seed": 42,
 }
 
-
 _TRAINED = {"adapter": AdapterSettings, "gates": GateSettings}
-
 
 RECIPES: dict[str, Recipe] = {
     "sft": Recipe(
@@ -100,7 +98,6 @@ RECIPES: dict[str, Recipe] = {
         inputs=("policy",),
     ),
 }
-
 
 # TRL and transformers check little of a value's range, and late. These are the ones whose mistakes cost a run.
 TRAINER_RANGES: dict[str, dict[str, float]] = {

@@ -7,20 +7,14 @@ from ..errors import ConfigError
 from .sections import AdapterSettings
 
 MODELS = ("llama", "mistral", "qwen2")  # proven in tests/distributed
-
-
 METHODS = ("lora", "rslora", "none")
-
-
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # each number of a parameter is updated by itself
-
 
 # Losses of a pair: their mean over a batch is the mean of the means over its micro-batches.
 PAIR_LOSSES = frozenset({
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
     "discopop", "sigmoid_norm",
 })  # fmt: skip
-
 
 TOKEN_LOSSES = frozenset({"sft"})  # a mean over tokens: its micro-batches are weighed by theirs
 

@@ -32,7 +32,6 @@ UNKEYED = {
     "tensor_parallel_size", "pipeline_parallel_size", "pipeline_schedule", "pipeline_micro_batches",
 }  # fmt: skip
 
-
 T = TypeVar("T")
 
 

@@ -5,7 +5,6 @@ from typing import Any
 from ..errors import DataError
 
 Row = dict[str, Any]
-
 _ROLES = ("system", "user", "assistant", "tool")
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 20
 
-
 # The columns that make a format, most specific first: a preference row also has a prompt.
 _SIGNATURES: tuple[tuple[str, frozenset[str]], ...] = (
     ("preference", frozenset({"chosen", "rejected"})),
@@ -40,9 +39,7 @@ _SIGNATURES: tuple[tuple[str, frozenset[str]], ...] = (
     ("prompt", frozenset({"prompt"})),
 )
 
-
 FORMATS = tuple(name for name, _ in _SIGNATURES)
-
 
 # What TRL's trainers want to see, after normalisation.
 ACCEPTED = {
@@ -53,7 +50,6 @@ ACCEPTED = {
     "sample": ("prompt_completion", "prompt"),
     "evaluate": ("prompt_completion",),
 }
-
 
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 

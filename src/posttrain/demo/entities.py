@@ -14,16 +14,9 @@ from ..fileio import write_atomically
 from .packages import CACHE, Say, package_folder
 
 MODEL_DIR = CACHE / "minilm-l6"
-
-
 DATA_DIR = CACHE / "names"
-
-
 SIZES = {"train": 600, "validation": 200, "test": 500}
-
-
 SEED = 0
-
 
 # {per}, {org} and {loc} are entities; the words around them also stand around each other's kind, and around none.
 _TEMPLATES = {

@@ -8,8 +8,6 @@ from pathlib import Path
 from ..errors import ArtifactError
 
 CACHE = Path(os.environ.get("POSTTRAIN_CACHE", "~/.cache/posttrain")).expanduser()
-
-
 Say = Callable[[str], None]
 
 

@@ -19,19 +19,10 @@ from ..fileio import write_atomically
 from .packages import CACHE, Say, package_folder
 
 MODEL_DIR = CACHE / "smollm2-135m-instruct"
-
-
 DATA_DIR = CACHE / "spelling"
-
-
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
 TEST_WORDS, VALIDATION_WORDS, SAMPLE_WORDS = 1000, 300, 1000
-
-
 SEED = 0
-
 
 # SmolLM2's own template, less the system turn that it puts before a conversation without one: 20 tokens that every row
 # of the demo would be padded with, three times what it is about.

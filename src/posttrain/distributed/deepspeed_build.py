@@ -17,11 +17,7 @@ from ..errors import LaunchError
 from ..log import say
 
 FOLDER = Path(sys.prefix) / "torch_extensions"
-
-
 WAIT_S = 300
-
-
 _QUIET_S = 15  # a lock this old, beside which nothing has changed and no compiler works, is nobody's
 
 

@@ -16,11 +16,7 @@ from typing import Any
 from ..errors import LaunchError
 
 FOLDER_S = 10  # until a folder that another machine has made is seen: network file systems remember what was not there
-
-
 MEETING_S = 60  # how long a process waits for the others to come, unless ddp_timeout is shorter
-
-
 _meetings = itertools.count()
 
 

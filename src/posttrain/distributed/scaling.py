@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 HALF, SINGLE = 2, 4  # bytes of bf16 and of fp32
-
-
 ADAM = 12  # of AdamW a trained parameter: an fp32 master and two moments (ZeRO, section 3.1)
 
 
@@ -82,7 +80,6 @@ LLAMA3 = {
     "70B": Architecture("70B", 80, 8192, 28672, 64, 8, 128256),
     "405B": Architecture("405B", 126, 16384, 53248, 128, 8, 128256),
 }
-
 
 BLOOM = Architecture("BLOOM-176B", 70, 14336, 57344, 112, 112, 250880, gated=False, tied=True)
 

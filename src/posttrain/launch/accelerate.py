@@ -14,11 +14,7 @@ from ..distributed.rendezvous import MEETING_S
 from ..errors import LaunchError
 
 ROOT = Path(__file__).resolve().parents[3]  # the checkout: recipes/ and accelerate_configs/ stand beside src/
-
-
 PR_SET_PDEATHSIG = 1  # prctl(2)
-
-
 IN_CHAIN = "POSTTRAIN_IN_CHAIN"  # of a process that a chain has launched: the chain's process id
 
 

@@ -19,8 +19,6 @@ from typing import Any
 from ..errors import UnreachableError, run_main
 
 NODES = "POSTTRAIN_NODES"  # the nodes' names in the order of their ranks, with commas
-
-
 COLLECTIVE_S = 120  # a first all-reduce takes a second or two; on many nodes of a cold NCCL a few more
 
 

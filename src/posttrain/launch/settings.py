@@ -22,19 +22,10 @@ from ..errors import ConfigError
 from .accelerate import accelerate_config, check_config
 
 KEYS = ("accelerate_config", "slurm")
-
-
 _PROCESS_PER_GPU = {"MULTI_GPU", "DEEPSPEED", "FSDP"}  # what torchrun starts on several nodes
-
-
 _WORD = re.compile(r"[\w.,:@%+=&|()\[\]*/-]+")
-
-
 _TIME = re.compile(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2}")  # minutes | m:s | h:m:s | days-h[:m[:s]]
-
-
 _SECRET = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
-
 
 # Options of sbatch that the script sets itself, with the key that sets them, or why it must.
 _OURS = {

@@ -18,7 +18,6 @@ from ..errors import LaunchError
 ALIVE = {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESIZING",
          "SIGNALING", "STAGE_OUT", "STOPPED", "REQUEUE_FED", "SPECIAL_EXIT", "PREEMPTED"}  # fmt: skip
 
-
 # Reasons of a waiting job that time does not mend.
 _NEVER = re.compile(
     r"account|Partition(NodeLimit|TimeLimit)|BadConstraints|Invalid(Account|QOS)|ReqNodeNotAvail.*Invalid|"

@@ -74,21 +74,9 @@ class FloatFormat:
 
 
 FP32 = FloatFormat("fp32", 8, 23)
-
-
 TF32 = FloatFormat("tf32", 8, 10)  # fp32's range and fp16's steps: what tensor cores multiply fp32 matrices in
-
-
 BF16 = FloatFormat("bf16", 8, 7)
-
-
 FP16 = FloatFormat("fp16", 5, 10)
-
-
 E4M3 = FloatFormat("fp8 e4m3", 4, 3, has_infinity=False)
-
-
 E5M2 = FloatFormat("fp8 e5m2", 5, 2)
-
-
 FORMATS = (FP32, TF32, BF16, FP16, E4M3, E5M2)

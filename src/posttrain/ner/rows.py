@@ -16,14 +16,8 @@ from .sentences import RawSentence, counted
 from .tags import from_spans
 
 ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-
-
 TAGS_KEYS = ("tags", "ner_tags", "labels")
-
-
 _SPANS_KEYS = ("entities", "spans", "label", "labels")
-
-
 _TYPE_KEYS = ("label", "type", "entity")
 
 
@@ -137,10 +131,7 @@ _ALONE = (
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
 
-
 _PIECE = re.compile(rf"[{_ALONE}]|(?P<run>[^\W_{_ALONE}]+)|\S")
-
-
 _JOINERS = "\u200c\u200d"  # stand inside words of Persian and of the scripts of India
 
 

@@ -19,11 +19,7 @@ from typing import Literal
 from ..errors import DataError
 
 Scheme = Literal["bio", "iob1", "bioes", "bmes", "io"]
-
-
 _PREFIXES: dict[Scheme, str] = {"bio": "BI", "iob1": "BI", "bioes": "BIESLU", "bmes": "BMES", "io": "I"}
-
-
 _SAME = {"L": "E", "U": "S", "M": "I"}
 
 

@@ -24,11 +24,7 @@ from torch import Tensor, nn
 from ..models.cpu.lora import NotSideBySide, all_plain, side_by_side
 
 POLICY, REFERENCE, VALUE, REWARD = "default", "ppo_reference", "ppo_value", "ppo_reward_{number}"
-
-
 NO_ADAPTER = None
-
-
 T = TypeVar("T")
 
 

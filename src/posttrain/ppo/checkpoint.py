@@ -16,8 +16,6 @@ from ..errors import ConfigError
 from .rollout import Rollout
 
 WEIGHTS, STATE, HEALTHY = "actor_critic.safetensors", "ppo_state.json", "healthy.safetensors"
-
-
 ROLLOUT = "rollout-{rank}.safetensors"
 
 

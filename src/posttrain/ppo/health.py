@@ -24,8 +24,6 @@ from transformers import TrainerCallback
 from ..distributed.deepspeed import whole
 
 KL_A_TOKEN = 1.0
-
-
 PATIENCE = 5
 
 

@@ -24,11 +24,7 @@ from .panels import KL, REWARD, Panel, panels_of
 from .svg import DASHES, INK, MARKERS, MUTED, PANEL, SERIES
 
 SHOWN_SERIES = 6
-
-
 SPIKE = 30  # times the median: the axis is logarithmic
-
-
 GIB = 2**30
 
 

@@ -42,7 +42,6 @@ GLYPHS = {
     "not started": "○ not started", "damaged": "✗ damaged",
 }  # fmt: skip
 
-
 _ERROR = re.compile(r"^[A-Za-z_.]*(?:Error|Exception): .+")
 
 

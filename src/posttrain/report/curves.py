@@ -12,11 +12,7 @@ from pathlib import Path
 from typing import Any
 
 BUCKETS = 240
-
-
 LAST_STEP = 10**15
-
-
 LARGEST = 1e300  # of what is drawn
 
 

@@ -25,26 +25,12 @@ from ..tracking.trackio_sink import FOLDER
 from ..tracking.wandb_sink import STEP, offline_runs
 
 VIEW = "dashboard.json"  # in a chain's folder: the view that was pushed, to be pushed to again
-
-
 POLICIES = ("sft", "dpo", "ppo")
-
-
 TRAINING = (*POLICIES, "reward", "ner")
-
-
 GREEDY = ("final/before/greedy_exact", "final/after/greedy_exact")
-
-
 SAMPLED = ("final/before/sampled_exact", "final/after/sampled_exact")
-
-
 PHASES = ("time/data", "time/forward", "time/backward", "time/optimizer", "time/other")
-
-
 ROLLOUT = ("time/generation", "time/scoring", "time/evaluating")
-
-
 CUDA = ("memory/peak_cuda_allocated_gib", "memory/peak_cuda_reserved_gib")
 
 

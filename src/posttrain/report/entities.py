@@ -12,8 +12,6 @@ from ..ner.tags import spans, to_bio
 from ..runs.paths import ANSWERS
 
 NONE, OTHER_ENDS = "none", "other ends"
-
-
 RESAMPLES, SEED = 1000, 0
 
 

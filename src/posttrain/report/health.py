@@ -12,8 +12,6 @@ from ..fileio import lines_of
 from .curves import parse
 
 ALERTS = "alerts.jsonl"  # in a run directory: {step, title, text}
-
-
 _FINDING = re.compile(r"step (\d+): ([a-z][a-z ]+) \((\S+), limit (\S+)\)\. (.+)")
 
 

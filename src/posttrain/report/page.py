@@ -19,17 +19,9 @@ from . import charts
 from .collect import GLYPHS, ChainFacts, StageFacts, read_facts
 
 REPORT = "report.html"
-
-
 CHARTS_SHOWN = 4  # of a stage; the others unfold
-
-
 LONG_WORD = 20  # signs
-
-
 CUT = 400  # characters of a prompt or an answer
-
-
 _ARROWS = {"better": "▲", "worse": "▼", "no clear change": "≈"}
 
 

@@ -21,10 +21,7 @@ class Panel:
 
 
 _LOSS = Panel("Loss", ("loss", "eval_loss"))
-
-
 _GRADIENT = Panel("Gradient norm", ("grad_norm",))
-
 
 _SPEED = (
     Panel("Tokens a second", ("perf/tokens_per_s",)),
@@ -32,7 +29,6 @@ _SPEED = (
     Panel("Where the seconds go", ("time/*",), "s a log"),
     Panel("Memory", ("memory/*",), "GiB"),
 )
-
 
 PANELS: dict[str, tuple[Panel, ...]] = {
     "sft": (
@@ -74,7 +70,6 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         _GRADIENT,
     ),
 }  # fmt: skip
-
 
 # Joined in one chart: how much reward was bought with how much KL.
 KL, REWARD = "objective/kl", "objective/scores"

@@ -15,26 +15,17 @@ from ..redact import clean, redact
 
 # Placeholder -> CSS variable. Six series colours, then ink, muted ink, lines of a grid, and what is behind.
 SERIES = tuple(f"#0a00{n:02x}" for n in range(1, 7))
-
-
 INK, MUTED, GRID, PAPER, PANEL = "#0b0001", "#0b0002", "#0b0003", "#0b0004", "#0b0005"
-
 
 _VARIABLES = {
     **{colour: f"var(--c{n})" for n, colour in enumerate(SERIES, 1)},
     INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)", PANEL: "var(--panel)",
 }  # fmt: skip
 
-
 # Telling series apart without colour: a dash pattern and a marker each.
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)), (0, (3, 1.5)), (0, (8, 3)))
-
-
 MARKERS = ("o", "s", "^", "D", "v", "P")
-
-
 WIDTH = 4.6
-
 
 _STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "posttrain", "text.parse_math": False, "axes.formatter.use_mathtext": False,
@@ -48,13 +39,8 @@ _STYLE = {
     "axes.facecolor": "none", "savefig.facecolor": "none", "path.simplify": True, "axes.axisbelow": True,
 }  # fmt: skip
 
-
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-
-
 _NUMBER = re.compile(r"-?\d+\.\d+")
-
-
 _FONT = re.compile(r"font: (?:(bold|\d{3}) )?([\d.]+)px [^;]*")
 
 

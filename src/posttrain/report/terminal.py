@@ -19,13 +19,8 @@ from .curves import Curve, parse, trainer_name
 from .health import Finding, read_findings
 
 _STEP = re.compile(r"^step (\d+)/(\d+)\b")
-
-
 _BLOCKS = "▁▂▃▄▅▆▇█"
-
-
 SPARKS, METRICS_SHOWN, FINDINGS_SHOWN = 24, 4, 3
-
 
 # The metrics of a running stage, the most telling first.
 _TELLING = (
@@ -177,8 +172,6 @@ class LiveView(Lines):
 
 
 _SIGNS = {"skip": "✓", "complete": "✓", "running": "▶", "waiting": "○", "failed": "✗"}
-
-
 _STYLES = {"skip": "green", "complete": "green", "running": "bold", "waiting": "dim", "failed": "red"}
 
 

@@ -23,15 +23,12 @@ _TASKS = {
     "TOKEN_CLS": ("AutoModelForTokenClassification", "token-classification"),
 }
 
-
 _TITLES = {
     "sft": "supervised fine-tuning", "reward": "a reward model", "dpo": "direct preference optimisation",
     "ppo": "proximal policy optimisation", "ner": "named-entity recognition",
 }  # fmt: skip
 
-
 _BY_TRL = ("sft", "reward", "dpo")
-
 
 _HYPERPARAMETERS = (
     "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size",

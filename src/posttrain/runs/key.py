@@ -15,8 +15,6 @@ from .fingerprints import fingerprint_base
 from .lineage import versions
 
 FILE_KEYS = ("train_file", "validation_file", "test_file")
-
-
 _KEYED_VERSIONS = ("posttrain", "torch", "transformers", "trl", "peft")
 
 

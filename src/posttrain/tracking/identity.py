@@ -10,8 +10,6 @@ from ..fileio import write_atomically
 from ..runs.paths import OWNER, RUN
 
 ALIAS = 12  # characters of a digest
-
-
 LONE = "posttrain"  # the project of a stage without a chain
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 GIB = 2**30
-
-
 POWERCAP = Path("/sys/class/powercap")
 
 

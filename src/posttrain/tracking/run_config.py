@@ -13,10 +13,7 @@ from ..runs.paths import ANSWERS
 from .machine import describe_machine
 
 SHOWN_ANSWERS = 64
-
-
 _DASHBOARDS = ("trackio", "wandb")
-
 
 # Of a stage's metrics, what is no measurement: fixed rows for a successor, and the intervals' ends.
 _NO_MEASUREMENT = ("probe", "labels", "health", "_low", "_high")

@@ -18,17 +18,9 @@ from ..config.sections import TrackingSettings
 from ..errors import ConfigError
 
 TRACKIO, WANDB = "trackio", "wandb"
-
-
 NAMES = ("none", TRACKIO, WANDB)
-
-
 REPORT_TO = "POSTTRAIN_REPORT_TO"
-
-
 MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
-
-
 PROBE_S = 10.0
 
 

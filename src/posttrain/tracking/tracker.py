@@ -18,11 +18,7 @@ from .identity import Identity
 from .select import TRACKIO, WANDB, Choice
 
 COMPLETIONS_TABLE = "samples/completions"
-
-
 ANSWERS_TABLE = "samples/answers"
-
-
 _ABOUT = ("step", "max_steps", "epoch", "time", "left_s")
 
 

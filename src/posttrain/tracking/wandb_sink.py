@@ -23,8 +23,6 @@ from ..runs.paths import LINEAGE
 from .identity import ALIAS, Identity, as_cell, note
 
 STEP = "train/global_step"  # the axis of transformers' own runs
-
-
 INIT_S, FINISH_S, ARTIFACT_S = 30, 120, 60
 
 

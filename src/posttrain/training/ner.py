@@ -22,8 +22,6 @@ from .policy import model_settings, reload_gate
 from .stage import Stage, trained_model
 
 PROBE_TOKENS = 48
-
-
 KEYS = ("train_file", "validation_file", "test_file")
 
 

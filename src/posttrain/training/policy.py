@@ -21,8 +21,6 @@ from .gates import Gate
 from .stage import Stage, trained_model
 
 PROBE_TOKENS = 48
-
-
 STOPS_FLOOR = 0.5  # of completions that end by EOS, when gates.stops does not say
 
 
