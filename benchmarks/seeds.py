@@ -19,8 +19,9 @@ from posttrain.chain.graph import Chain, read_chain
 from posttrain.chain.run import run
 from posttrain.cli import DEMO_CHAIN
 from posttrain.demo import spelling as demo
-from posttrain.intervals import in_percent
+from posttrain.intervals import percent
 from posttrain.launch import ROOT
+from posttrain.runs.headline import headline
 from posttrain.runs.lineage import Lineage, read_lineage
 
 RUNS = Path("runs/seeds")
@@ -58,21 +59,16 @@ def over_seeds(values: list[float]) -> str:
 
 
 def report(stage: str, by_seed: dict[int, Lineage]) -> None:
-    found = {seed: lineage.metrics for seed, lineage in by_seed.items()}
-    for name in ("greedy_exact", "sampled_exact"):
-        if not all(name in m.get("change", {}) for m in found.values()):
-            continue
-        print(f"\n{stage}, {name.replace('_', ' ')}")
-        for seed, m in found.items():
-            print(
-                f"  seed {seed:<3} {in_percent(m['before'], name):>22} -> {in_percent(m['after'], name):<22}"
-                f" {in_percent(m['change'], name, '+')}"
-            )
-        print(f"  over the seeds: {over_seeds([m['change'][name] for m in found.values()])}")
-    if all("held_out_accuracy" in m for m in found.values()):
-        print(f"\n{stage}, accuracy on held-out pairs")
-        for seed, m in found.items():
-            print(f"  seed {seed:<3} {m['held_out_accuracy']:.1%} of {m['held_out_pairs']}")
+    """What each seed's stage was judged by, and the mean change over the seeds."""
+    measured = {seed: {m.name: m for m in headline(lineage)} for seed, lineage in by_seed.items()}
+    for name in next(iter(measured.values())):
+        print(f"\n{stage}, {name}")
+        for seed, measures in measured.items():
+            m = measures[name]
+            print(f"  seed {seed:<3} {percent(m.before):>22} -> {m.value:<22} {percent(m.change, '+')}")
+        changes = [m[name].change for m in measured.values()]
+        if all(changes):
+            print(f"  over the seeds: {over_seeds([change.mean for change in changes])}")
 
 
 def compare_tagger(seeds: list[int]) -> None:

@@ -134,7 +134,7 @@ def _tag(arguments: argparse.Namespace) -> None:
 
 
 def _lineage(arguments: argparse.Namespace) -> None:
-    from .runs.lineage import tree
+    from .runs.tree import tree
 
     print("\n".join(tree(arguments.directory)))
 

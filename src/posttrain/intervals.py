@@ -34,13 +34,20 @@ def mean_interval(values: Sequence[float], *, lowest: float = 0.0) -> Share:
     return Share(mean, max(lowest, mean - half), min(1.0, mean + half), count)
 
 
-def _flatten(name: str, share: Share) -> dict[str, float]:
+def write_share(name: str, share: Share) -> dict[str, float]:
+    """A share as metrics keep it: NAME, NAME_low and NAME_high."""
     return {name: share.mean, f"{name}_low": share.low, f"{name}_high": share.high}
 
 
-def in_percent(metrics: Mapping[str, float], name: str, sign: str = "") -> str:
-    """A share or a change with its interval, as people read it; empty when it was not measured."""
+def read_share(metrics: Mapping[str, float], name: str, count: int) -> Share | None:
+    """The share that `write_share` kept; None where it was not measured."""
     if name not in metrics:
+        return None
+    return Share(metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"], count)
+
+
+def percent(share: Share | None, sign: str = "") -> str:
+    """A share or a change with its interval, as people read it; empty where there is none."""
+    if share is None:
         return ""
-    mean, low, high = (100 * metrics[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{mean:{sign}.1f}% [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return f"{100 * share.mean:{sign}.1f}% [{100 * share.low:{sign}.1f}, {100 * share.high:{sign}.1f}]"

@@ -28,7 +28,7 @@ def test_each_configuration_is_recognised(config):
 
 def test_without_a_launcher_it_is_one_process():
     assert launch_of({}) == Launch(1, "one")
-    assert check_launch("evaluate", trains=False, environ={}) == Launch(1, "one")
+    assert check_launch("evaluate", environ={}) == Launch(1, "one")
 
 
 def single_environment(tmp_path, distributed_type, processes):
@@ -49,8 +49,8 @@ def single_environment(tmp_path, distributed_type, processes):
 @pytest.mark.parametrize("kind", ["MULTI_CPU", "'NO'"])
 def test_one_process_of_a_configuration_of_two_is_refused(tmp_path, kind):
     with pytest.raises(LaunchError, match="asks for several processes, and accelerate started one"):
-        check_launch("sft", trains=True, environ=single_environment(tmp_path, kind, 2))
-    assert check_launch("sft", trains=True, environ=single_environment(tmp_path, kind, 1)).strategy == "one"
+        check_launch("sft", environ=single_environment(tmp_path, kind, 2))
+    assert check_launch("sft", environ=single_environment(tmp_path, kind, 1)).strategy == "one"
 
 
 @pytest.mark.parametrize(
@@ -66,12 +66,12 @@ def test_one_process_of_a_configuration_of_two_is_refused(tmp_path, kind):
 )
 def test_what_would_be_passed_over_is_refused(environ, message):
     with pytest.raises(LaunchError, match=message):
-        check_launch("sft", trains=True, environ=environ)
+        check_launch("sft", environ=environ)
 
 
 def test_a_recipe_that_does_not_train_works_alone():
     with pytest.raises(LaunchError, match="evaluate works in one process"):
-        check_launch("evaluate", trains=False, environ=TWO)
+        check_launch("evaluate", environ=TWO)
 
 
 def test_a_bare_model_is_no_ddp():

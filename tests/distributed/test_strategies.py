@@ -174,4 +174,4 @@ def test_what_cannot_be_is_refused(cell):
     from posttrain.errors import LaunchError
 
     with launched_as(cell[0]), pytest.raises(LaunchError, match="FSDP"):
-        check_launch(cell[1], trains=True)
+        check_launch(cell[1])

@@ -7,8 +7,9 @@ import random
 import pytest
 
 from posttrain.chain.graph import read_chain
+from posttrain.config.recipes import RECIPES
 from posttrain.intervals import Share
-from posttrain.report.charts import panels_of, rails
+from posttrain.report.charts import rails
 from posttrain.report.collect import Measure, read_facts
 from posttrain.report.page import render
 
@@ -47,7 +48,7 @@ def test_every_metric_of_the_curated_panels_is_drawn(tmp_path):
             "num_tokens",
             "objective/scores_std",
         }
-        drawn = {metric for panel in panels_of(name) for metric in panel.find(stages[name].log.curves)}
+        drawn = {metric for panel in RECIPES[name].all_panels for metric in panel.find(stages[name].log.curves)}
         assert logged == drawn
 
 

@@ -14,6 +14,7 @@ SMALL = {
     "per_device_train_batch_size": 4, "gradient_checkpointing": False, "logging_steps": 1, "max_steps": 4,
     "learning_rate": 0.01, "save_steps": 2, "adapter": {"r": 4, "alpha": 8},
 }  # fmt: skip
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 4}
 TESTED = {"test_samples": 1, "max_new_tokens": 4, "gates": {"stops": 0}}
 STAGES = {
     "sft": {"recipe": "sft"},
@@ -29,10 +30,10 @@ def configs(folder: Path) -> dict[str, dict]:
     rows, pairs, conll = (str(folder / name) for name in ("train.jsonl", "pairs.jsonl", "train.conll"))
     return {
         "sft": {"model_name_or_path": str(folder / "llama"), "train_file": rows, "validation_file": rows,
-                "test_file": rows, "eval_strategy": "steps", "eval_steps": 2, **SMALL, **TESTED},
-        "reward": {"train_file": pairs, "validation_file": pairs, **SMALL},
-        "dpo": {"train_file": pairs, "test_file": rows, **SMALL, **TESTED},
-        "ppo": {"train_file": rows, "test_file": rows, "max_completion_length": 6, "num_ppo_epochs": 1,
+                "test_file": rows, **EVALUATED, **SMALL, **TESTED},
+        "reward": {"train_file": pairs, "validation_file": pairs, **EVALUATED, **SMALL},
+        "dpo": {"train_file": pairs, "validation_file": pairs, "test_file": rows, **EVALUATED, **SMALL, **TESTED},
+        "ppo": {"train_file": rows, "validation_file": rows, "test_file": rows, **EVALUATED, "max_completion_length": 6, "num_ppo_epochs": 1,
                 "kl_target": 1e-4, **SMALL, **TESTED},
         "sample": {"train_file": rows, "verifier": "exact_match", "temperature": 2.0, "max_new_tokens": 4},
         "ner": {"model_name_or_path": str(folder / "bert"), "train_file": conll, "validation_file": conll,

@@ -23,7 +23,7 @@ from typing import Any
 from ..config.peft_methods import check_takeover
 from ..config.recipes import RECIPES
 from ..config.stage_config import StageConfig, build
-from ..config.values import _known, read_yaml
+from ..config.values import check_keys, read_yaml
 from ..errors import ConfigError
 from ..launch.settings import LaunchSettings, read_launch
 
@@ -60,7 +60,7 @@ class Chain:
 def read_chain(path: Path) -> Chain:
     """Read and check a chain and every stage's configuration. Raises ConfigError; imports nothing heavy."""
     document = read_yaml(path)
-    _known(document, _KEYS, str(path))
+    check_keys(document, _KEYS, str(path))
     name = document.get("name")
     if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
         raise ConfigError(f"{path}: name must be a word without '/', got {name!r}")
@@ -80,7 +80,7 @@ def _read_stage(
     where = f"{path}: stages.{name}"
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: expected {{recipe, config, inputs}}, got {raw!r}")
-    _known(raw, _STAGE_KEYS, where)
+    check_keys(raw, _STAGE_KEYS, where)
     recipe = raw.get("recipe")
     if recipe not in RECIPES:
         raise ConfigError(f"{where}: unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")

@@ -4,11 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..config.values import _flatten
+from ..config.stage_config import changed_keys
 from ..errors import ArtifactError, ConfigError
-from ..redact import redact_values
-from ..runs.key import stage_key
-from ..runs.lineage import Lineage, is_complete, read_lineage, verify
+from ..runs.key import KEYED_VERSIONS, stage_key
+from ..runs.lineage import Lineage, is_complete, read_lineage, verify, versions
 from .graph import Chain, ChainStage
 
 
@@ -56,7 +55,7 @@ def _plan_stage(chain: Chain, stage: ChainStage, key: str, earlier: Mapping[str,
             return Plan(stage, "skip", "complete", key)
         if redone:
             return Plan(stage, "run", f"its input {redone[0]} runs again", key, stale=True)
-        return Plan(stage, "run", "; ".join(_changes(lineage, stage, key)), key, stale=True)
+        return Plan(stage, "run", _changes(lineage, stage), key, stale=True)
     marker = run_dir / "stage.json"
     if marker.is_file():
         if json.loads(marker.read_text(encoding="utf-8")).get("key") == key:
@@ -65,12 +64,13 @@ def _plan_stage(chain: Chain, stage: ChainStage, key: str, earlier: Mapping[str,
     return Plan(stage, "run", "not there yet", key)
 
 
-def _changes(lineage: Lineage, stage: ChainStage, key: str) -> list[str]:
-    """In words, why a finished stage's key is not today's."""
-    then, now = _flatten(lineage.config), _flatten(redact_values(stage.config.to_dict()))
-    changed = [
-        f"{k}: {then.get(k)!r} -> {now.get(k)!r}"
-        for k in now
-        if then.get(k) != now.get(k) and not k.startswith("inputs")
+def _changes(lineage: Lineage, stage: ChainStage) -> str:
+    """In words, why the key of a finished stage is not today's: configuration, versions, else data or base."""
+    changed = [f"{key}: {then!r} -> {now!r}" for key, (then, now) in changed_keys(lineage.config, stage.config).items()]
+    installed = versions()
+    changed += [
+        f"{name} {lineage.versions.get(name)} -> {installed[name]}"
+        for name in KEYED_VERSIONS
+        if lineage.versions.get(name) != installed[name]
     ]
-    return changed[:4] or ["its data, its base or a library's version changed"]
+    return "; ".join(changed[:4]) or "the content of its data or of its base changed"

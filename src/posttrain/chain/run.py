@@ -40,7 +40,12 @@ def run(chain: Chain, *, only: str | None = None, dry_run: bool = False, view: L
                 move_aside(chain, p.stage.name)
             _run_stage(chain, p.stage, f"[{number}/{len(plans)} {p.stage.name}]", shown)
         width = shown.width
-    print(closing_table(chain, width), flush=True)
+    print(
+        closing_table(
+            f"{chain.name}, in {chain.output_dir}", {s.name: chain.run_dir(s.name) for s in chain.stages}, width
+        ),
+        flush=True,
+    )
     print(f"as a page: posttrain report {chain.path}", flush=True)
 
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError
+from .recipes import RECIPES
 from .sections import AdapterSettings
 
 COMMAND_LINE = "the command line"  # where a key was written, in messages
 SFT, REWARD, DPO, PPO, NER = "sft", "reward", "dpo", "ppo", "ner"
-TASKS = (SFT, REWARD, DPO, PPO, NER)
 _LOW_RANK = frozenset({"r", "alpha", "target_modules", "modules_to_save"})
 _ALWAYS = frozenset({"method", "start"})
 
@@ -58,7 +58,10 @@ class Method:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return tuple(task for task in TASKS if task not in self.refused)
+        """The recipes that it can train."""
+        return tuple(
+            name for name, recipe in RECIPES.items() if "adapter" in recipe.groups and name not in self.refused
+        )
 
 
 _REFERENCE = (

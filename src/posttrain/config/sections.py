@@ -1,4 +1,4 @@
-"""What a recipe can be told: the settings that TRL's classes lack, and which recipe takes which.
+"""What a recipe can be told beside its trainer's keys: dataclasses of settings. `recipes.py` says which has which.
 
 Left out: TRL's `ModelConfig`, whose `lora_*` and `use_peft` fields would be a second place for what `adapter` says.
 """
@@ -41,16 +41,22 @@ class DataSettings:
     """
 
     train_file: Any = None
-    validation_file: Any = None
     dataset_name: str | None = None
     dataset_config: str | None = None
     dataset_train_split: str = "train"
-    dataset_test_split: str | None = None
     data_format: Literal[
         "auto", "text", "messages", "prompt_completion", "prompt", "preference", "unpaired", "alpaca", "sharegpt"
     ] = "auto"
     on_bad_row: Literal["stop", "skip"] = "stop"
     max_train_rows: int | None = field(default=None, metadata={"min": 1})
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """Held-out rows that are measured while a stage trains, or when it ends: a file, or a split of the hub dataset."""
+
+    validation_file: Any = None
+    dataset_test_split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,23 +66,34 @@ class EvaluationSettings:
     test_file: Any = None
     test_rows: int | None = field(default=None, metadata={"min": 1})
     test_samples: int = field(default=4, metadata={"min": 0})
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How completions are drawn outside of a trainer."""
+
     max_new_tokens: int = field(default=64, metadata={"min": 1})
     generation_batch_size: int = field(default=64, metadata={"min": 1})
-    seed: int = 42
+    seed: int = field(default=42, metadata={"min": 0})
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Of a recipe without a trainer, whose configuration class has no `output_dir`."""
+
+    output_dir: str = ""
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Drawing completions from a policy and ranking them into preference pairs."""
+    """Drawing several completions per prompt and ranking them into preference pairs."""
 
-    output_dir: str = ""
     num_samples: int = field(default=8, metadata={"min": 2})
     temperature: float = field(default=1.0, metadata={"above": 0})
     top_p: float = field(default=1.0, metadata={"above": 0, "max": 1})
     verifier: str | None = None  # exact_match | regex:PATTERN | module:function; none when a reward model scores
     pairs_per_prompt: int = field(default=1, metadata={"min": 1})
     validation_share: float = field(default=0.1, metadata={"min": 0, "max": 0.5})
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,9 +181,21 @@ class AdapterSettings:
 
 
 @dataclass(frozen=True)
-class GateSettings:
-    """Group `gates`: what a stage must prove before the next one may build on it."""
+class PolicyGates:
+    """Group `gates` of a recipe that makes a policy: what it must prove before a next stage may build on it."""
 
     stops: float | None = field(default=None, metadata={"min": 0, "max": 1})  # share of completions that end by EOS
+
+
+@dataclass(frozen=True)
+class RewardGates:
+    """Group `gates` of a reward model."""
+
     reward_accuracy: float | None = field(default=None, metadata={"min": 0, "max": 1})  # floor, on validation pairs
-    f1: float | None = field(default=None, metadata={"min": 0, "max": 1})  # floor of a tagger, on the test sentences
+
+
+@dataclass(frozen=True)
+class NerGates:
+    """Group `gates` of a tagger."""
+
+    f1: float | None = field(default=None, metadata={"min": 0, "max": 1})  # floor, on the test sentences

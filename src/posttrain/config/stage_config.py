@@ -1,13 +1,14 @@
 """What a stage is told: read, every key known, every value checked.
 
 A stage's file is flat YAML. Its keys are the fields of TRL's class for that recipe (`learning_rate`, `beta`, ...), the
-fields of the dataclasses in settings.py, and three groups: `adapter`, `gates` and `inputs`. The command line overrides
+fields of the dataclasses in sections.py, and three groups: `adapter`, `gates` and `inputs`. The command line overrides
 it with `--key value` and `--group.key value`. Nothing here imports torch: a typo is reported before anything heavy is
 loaded.
 """
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,15 @@ import yaml
 from ..errors import ConfigError
 from ..redact import redact_values
 from .peft_methods import COMMAND_LINE, settle
-from .recipes import RECIPES, TRAINER_RANGES, Recipe
+from .recipes import RECIPES, SHARED_RANGES, UNUSED, Recipe
 from .schema import fields_of
-from .sections import AdapterSettings, GateSettings
+from .sections import AdapterSettings, ModelSettings
 from .split_rules import check_settings
-from .values import check_value, read_yaml
+from .values import check_value, flatten, read_yaml
 
 # Keys that change where or how often a run reports, never what it computes: no part of a stage's identity.
 UNKEYED = {
-    "output_dir", "overwrite", "logging_steps", "logging_first_step", "logging_dir", "report_to", "run_name", "project",
+    "output_dir", "logging_steps", "logging_first_step", "logging_dir", "report_to", "run_name", "project",
     "wandb_mode", "wandb_entity", "wandb_artifacts", "disable_tqdm", "save_steps", "save_strategy", "save_total_limit",
     "log_level", "generation_batch_size", "dataset_num_proc", "dataloader_num_workers", "ddp_timeout", "ddp_backend",
     "tensor_parallel_size", "pipeline_parallel_size", "pipeline_schedule", "pipeline_micro_batches",
@@ -47,17 +48,15 @@ class StageConfig:
     notes: tuple[str, ...] = ()  # what was settled in another way than a default or a file says
 
     def part(self, cls: type[T]) -> T:
-        """The settings of one of our dataclasses, `config.part(DataSettings)`."""
+        """The settings of one of our dataclasses: `config.part(DataSettings)`, `config.part(PolicyGates)`."""
+        for group in self.groups.values():
+            if isinstance(group, cls):
+                return group
         return cls(**{f.name: self.values[f.name] for f in dataclasses.fields(cls) if f.name in self.values})  # type: ignore[arg-type]
 
     @property
     def adapter(self) -> AdapterSettings:
         settings: AdapterSettings = self.groups["adapter"]
-        return settings
-
-    @property
-    def gates(self) -> GateSettings:
-        settings: GateSettings = self.groups["gates"]
         return settings
 
     @property
@@ -86,6 +85,23 @@ class StageConfig:
         """As one YAML file, less secrets: it lies beside results that are given away."""
         document = redact_values({"recipe": self.recipe, **self.to_dict()})
         path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+
+
+def changed_keys(recorded: Mapping[str, Any], config: StageConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (value then, value now), of the keys that count, where a recorded configuration has another value.
+
+    `recorded` is the `config` of a lineage.
+    """
+    then, now = (flatten(redact_values(c)) for c in (recorded, config.to_dict()))
+    return {
+        key: (then.get(key), value)
+        for key, value in now.items()
+        if key.partition(".")[0] not in {*UNKEYED, "inputs"} and _as_json(then.get(key)) != _as_json(value)
+    }
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, default=str)
 
 
 def trainer_class(recipe: str) -> tuple[str, str]:
@@ -156,7 +172,7 @@ def build(
             raise ConfigError(_unknown_key(key, types, where, recipe))
         checked[key] = check_value(key, value, types[key], ranges.get(key, {}), where)
 
-    values = {f.name: f.default for part in spec.parts for f in dataclasses.fields(part)} | dict(spec.defaults)
+    values = {f.name: f.default for part in spec.sections for f in dataclasses.fields(part)} | dict(spec.defaults)
     values |= {k: v for k, v in checked.items() if "." not in k}
     groups = {
         name: cls(
@@ -167,6 +183,8 @@ def build(
     inputs = {k.removeprefix("inputs."): v for k, v in checked.items() if k.startswith("inputs.")}
     if not values.get("output_dir"):
         raise ConfigError(f"{source}: output_dir is missing; set it in the file or with --output_dir DIR")
+    if spec.trainer is None and "policy" in inputs:
+        _check_untrained(recipe, {key: where for key, (_, where) in given.items()})
     notes: list[str] = []
     if "adapter" in groups:
         written = {key: where for key, (_, where) in given.items()}
@@ -177,13 +195,23 @@ def build(
     return StageConfig(recipe, values, groups, inputs, source, tuple(notes))
 
 
+def _check_untrained(recipe: str, written: Mapping[str, str]) -> None:
+    """A stage that only uses a policy loads it as it was trained. Raises ConfigError for a key that says otherwise."""
+    for name in sorted({f.name for f in dataclasses.fields(ModelSettings)} - {"model_name_or_path"}):
+        if name in written:
+            raise ConfigError(
+                f"{written[name]}: {name} does nothing in {recipe} with inputs.policy, which is loaded as it was "
+                "trained; leave it out"
+            )
+
+
 def known_keys(recipe: str) -> dict[str, Any]:
     """Every key that a recipe's configuration knows, with its type; keys of a group are dotted."""
     if recipe not in RECIPES:
         raise ConfigError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
     spec = RECIPES[recipe]
-    types = dict(fields_of(*spec.trainer)) if spec.trainer else {}
-    for part in spec.parts:
+    types = {k: t for k, t in fields_of(*spec.trainer).items() if k not in UNUSED} if spec.trainer else {}
+    for part in spec.sections:
         types.update(get_type_hints(part))
     for name, cls in spec.groups.items():
         types.update({f"{name}.{k}": t for k, t in get_type_hints(cls).items()})
@@ -192,8 +220,8 @@ def known_keys(recipe: str) -> dict[str, Any]:
 
 
 def _ranges(spec: Recipe) -> dict[str, Mapping[str, Any]]:
-    ranges: dict[str, Mapping[str, Any]] = dict(TRAINER_RANGES) if spec.trainer else {}
-    for part in spec.parts:
+    ranges: dict[str, Mapping[str, Any]] = {**SHARED_RANGES, **spec.ranges} if spec.trainer else {}
+    for part in spec.sections:
         ranges.update({f.name: f.metadata for f in dataclasses.fields(part)})
     for name, cls in spec.groups.items():
         ranges.update({f"{name}.{f.name}": f.metadata for f in dataclasses.fields(cls)})
@@ -201,6 +229,8 @@ def _ranges(spec: Recipe) -> dict[str, Mapping[str, Any]]:
 
 
 def _unknown_key(key: str, types: Mapping[str, Any], where: str, recipe: str) -> str:
+    if key in UNUSED:
+        return f"{where}: {key} does nothing here: {UNUSED[key]}"
     others = [name for name in RECIPES if key in known_keys(name)]
     if others:
         return f"{where}: unknown key {key!r}; it is a key of {', '.join(others)}, and {recipe} has no use for it"

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,14 @@ from ..errors import ConfigError
 from .schema import coerce, describe
 
 
-def _known(mapping: Mapping[str, Any], known: set[str], where: str) -> None:
+def check_keys(mapping: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Raise ConfigError for a key that is not `known`, with the nearest one."""
+    names = sorted(known)
     for key in mapping:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
             raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

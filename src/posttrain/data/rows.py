@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.recipes import RECIPES
 from ..config.sections import DataSettings
 from ..errors import DataError
 from .conversation import Row, _conversation, _same_kind, _turn, require_text
@@ -40,16 +41,6 @@ _SIGNATURES: tuple[tuple[str, frozenset[str]], ...] = (
 )
 
 FORMATS = tuple(name for name, _ in _SIGNATURES)
-
-# What TRL's trainers want to see, after normalisation.
-ACCEPTED = {
-    "sft": ("text", "messages", "prompt_completion"),
-    "reward": ("preference",),
-    "dpo": ("preference",),
-    "ppo": ("prompt_completion", "prompt"),
-    "sample": ("prompt_completion", "prompt"),
-    "evaluate": ("prompt_completion",),
-}
 
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
@@ -170,8 +161,10 @@ def _check_all(numbered: Sequence[tuple[str, Any]], source: str, recipe: str, se
             )
         format_ = found  # type: ignore[assignment]
     target = {"alpaca": "prompt_completion", "sharegpt": "messages"}.get(format_, format_)
-    if target not in ACCEPTED[recipe]:
-        raise DataError(f"{source}: {format_} rows cannot train {recipe}, which takes {' or '.join(ACCEPTED[recipe])}")
+    if target not in RECIPES[recipe].formats:
+        raise DataError(
+            f"{source}: {format_} rows cannot train {recipe}, which takes {' or '.join(RECIPES[recipe].formats)}"
+        )
     needed = dict(_SIGNATURES)[format_]
     good, origins, errors = [], [], []
     for origin, row in numbered:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..config.recipes import RECIPES
 from ..errors import LaunchError
 
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -72,13 +73,13 @@ def _flag(environ: Mapping[str, str], key: str) -> bool:
     return environ.get(key, "false").lower() in ("true", "1", "yes")
 
 
-def check_launch(recipe: str, *, trains: bool, environ: Mapping[str, str] | None = None) -> Launch:
+def check_launch(recipe: str, *, environ: Mapping[str, str] | None = None) -> Launch:
     """The launch of this process, refused where it cannot be what was meant. Imports no torch. Raises LaunchError."""
     environ = os.environ if environ is None else environ
     launch = launch_of(environ)
     if "WORLD_SIZE" not in environ:
         _check_alone(environ)
-    if launch.processes > 1 and not trains:
+    if launch.processes > 1 and not RECIPES[recipe].several_processes:
         raise LaunchError(
             f"{recipe} works in one process, and {launch.processes} were launched, which would each do all of it; use "
             "accelerate_configs/single_gpu.yaml or cpu.yaml, or python alone"
@@ -90,10 +91,8 @@ def check_launch(recipe: str, *, trains: bool, environ: Mapping[str, str] | None
             raise LaunchError("distributed_type: DEEPSPEED needs DeepSpeed: pip install 'posttrain[deepspeed]'")
         if _flag(environ, "ACCELERATE_USE_CPU"):
             raise LaunchError("use_cpu: true would leave DeepSpeed out; set it to false, also on a machine without GPU")
-    if launch.strategy == "fsdp2" and recipe == "ppo":
-        raise LaunchError(
-            "PPO's checkpoints do not gather what FSDP splits; use accelerate_configs/ddp.yaml, zero2.yaml, zero3.yaml"
-        )
+    if launch.strategy in RECIPES[recipe].refuses:
+        raise LaunchError(f"{recipe} under {launch.strategy}: {RECIPES[recipe].refuses[launch.strategy]}")
     return launch
 
 

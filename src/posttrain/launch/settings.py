@@ -9,7 +9,6 @@ read: what Slurm would find out after a night in the queue is found out here. Im
 """
 
 import dataclasses
-import difflib
 import re
 import shlex
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ..config.values import check_value, read_yaml
+from ..config.values import check_keys, check_value, read_yaml
 from ..errors import ConfigError
 from .accelerate import accelerate_config, check_config
 
@@ -87,7 +86,7 @@ def read_launch(document: Any, where: str, *, beside: Path, default: LaunchSetti
     raw = document or {}
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where} must be a mapping, got {raw!r}")
-    _known(raw, KEYS, where)
+    check_keys(raw, KEYS, where)
     slurm = default.slurm if default else None
     if raw.get("slurm") is not None:
         slurm = _read_slurm(raw["slurm"], f"{where}.slurm", slurm or SlurmSettings())
@@ -107,7 +106,7 @@ def _read_slurm(raw: Any, where: str, default: SlurmSettings) -> SlurmSettings:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where} must be a mapping, got {raw!r}")
     fields = {f.name: f for f in dataclasses.fields(SlurmSettings)}
-    _known(raw, fields, where)
+    check_keys(raw, fields, where)
     if raw.get("time") is not None and not isinstance(raw["time"], str):
         raise ConfigError(
             f'{where}: time must be text in quotes, such as "12:00:00" or "90" (minutes), got {raw["time"]!r}: '
@@ -128,14 +127,6 @@ def _read_slurm(raw: Any, where: str, default: SlurmSettings) -> SlurmSettings:
     if settings.container is not None:
         _check_container(settings.container, where)
     return settings
-
-
-def _known(mapping: Mapping[str, Any], known: Any, where: str) -> None:
-    for key in mapping:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
 
 
 def _word(value: str | None, key: str, where: str) -> None:

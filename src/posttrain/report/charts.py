@@ -14,13 +14,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..intervals import Share
+from ..config.metrics import Panel
+from ..config.recipes import RECIPES
+from ..intervals import Share, percent
 from ..redact import clean
 from . import svg
 from .answers import BASE
 from .collect import GLYPHS, ChainFacts, StageFacts
 from .curves import Curve, Log
-from .panels import KL, REWARD, Panel, panels_of
 from .svg import DASHES, INK, MARKERS, MUTED, PANEL, SERIES
 
 SHOWN_SERIES = 6
@@ -44,7 +45,7 @@ def short(text: str, most: int) -> str:
 def curves(stage: StageFacts) -> list[Chart]:
     """A chart for each panel of the stage's recipe that its log has numbers for."""
     charts = []
-    for number, panel in enumerate(panels_of(stage.recipe)):
+    for number, panel in enumerate(p for p in RECIPES[stage.recipe].all_panels if p.over is None):
         names = [n for n in panel.find(stage.log.curves) if stage.log.curves[n].count]
         if names:
             charts.append(_lines(f"{_slug(stage.name)}-p{number}", panel, names, stage.log))
@@ -109,15 +110,21 @@ def _in_words(metric: str, curve: Curve) -> str:
     )
 
 
-def kl_against_reward(stage: StageFacts) -> Chart | None:
-    """The path of a PPO stage: KL from the reference to the right, reward upwards."""
-    kl, reward = (stage.log.curves.get(name) for name in (KL, REWARD))
-    if kl is None or reward is None or kl.width != reward.width:
+def paths(stage: StageFacts) -> list[Chart]:
+    """A chart for each panel of one metric over another: the path that a stage took, PPO's reward against its KL."""
+    drawn = (_path(stage, panel) for panel in RECIPES[stage.recipe].all_panels if panel.over is not None)
+    return [chart for chart in drawn if chart is not None]
+
+
+def _path(stage: StageFacts, panel: Panel) -> Chart | None:
+    assert panel.over is not None
+    right, up = (stage.log.curves.get(name) for name in (panel.over, panel.metrics[0]))
+    if right is None or up is None or right.width != up.width:
         return None
-    both = sorted(kl.buckets.keys() & reward.buckets.keys())
+    both = sorted(right.buckets.keys() & up.buckets.keys())
     if len(both) < 2:
         return None
-    xs, ys = [kl.mean_of(n) for n in both], [reward.mean_of(n) for n in both]
+    xs, ys = [right.mean_of(n) for n in both], [up.mean_of(n) for n in both]
     with svg.style():
         figure, axes = svg.new_axes(height=2.55, top=0.3)
         axes.plot(xs, ys, color=SERIES[0], linewidth=0.8, alpha=0.55)
@@ -128,13 +135,13 @@ def kl_against_reward(stage: StageFacts) -> Chart | None:
                 markeredgewidth=1.6, linestyle="none", label=text,
             )  # fmt: skip
         _legend(axes)
-        axes.set_xlabel("KL from the reference, nats a completion")
+        axes.set_xlabel(panel.over)
         words = (
-            f"from {ys[0]:.4g} at {xs[0]:.3g} nats to {ys[-1]:.4g} at {xs[-1]:.3g} nats; greatest score {max(ys):.4g}, "
-            f"greatest KL {max(xs):.3g}"
+            f"from {ys[0]:.4g} at {panel.over} {xs[0]:.3g} to {ys[-1]:.4g} at {xs[-1]:.3g}; "
+            f"greatest value {max(ys):.4g}, greatest {panel.over} {max(xs):.3g}"
         )
-        picture = svg.to_svg(figure, name=f"{_slug(stage.name)}-kl", label=f"KL against reward: {words}")
-    return Chart("Reward against KL, score", picture, words, f"Its path: {words}.")
+        picture = svg.to_svg(figure, name=f"{_slug(stage.name)}-path", label=f"{panel.title}: {words}")
+    return Chart(f"{panel.title}, {panel.unit}", picture, words, f"Its path: {words}.")
 
 
 def reward_distribution(stage: StageFacts) -> Chart | None:
@@ -215,7 +222,7 @@ def overview(facts: ChainFacts) -> Chart | None:
     rows: list[tuple[str, str, Share]] = []
     for stage in facts.stages:
         for measure in stage.measures:
-            if not measure.name.startswith("exact match"):
+            if not (measure.about.paired and isinstance(measure.after, Share)):
                 continue
             kind = measure.name.removeprefix("exact match, ")
             if measure.before is not None and "policy" not in stage.roles and (BASE, kind) not in {r[:2] for r in rows}:
@@ -362,13 +369,6 @@ def rails(stages: Sequence[tuple[str, dict[str, str]]]) -> list[tuple[str, str, 
 
 
 # Words
-
-
-def percent(share: Share | None, sign: str = "") -> str:
-    """A share with its interval, as the closing table of a run has it."""
-    if share is None:
-        return ""
-    return f"{100 * share.mean:{sign}.1f}% [{100 * share.low:{sign}.1f}, {100 * share.high:{sign}.1f}]"
 
 
 def _mean(values: Iterable[float]) -> float:

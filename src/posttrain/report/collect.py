@@ -22,19 +22,19 @@ from typing import Any
 
 from ..chain.graph import Chain, ChainStage, stage_arguments
 from ..chain.run import last_launch
-from ..config.stage_config import UNKEYED
-from ..config.values import flatten
+from ..config.recipes import RECIPES
+from ..config.stage_config import changed_keys
 from ..errors import ArtifactError
-from ..intervals import Share, wilson
+from ..intervals import Share
 from ..launch import build_command
 from ..redact import redact, redact_values
+from ..runs.headline import Measure, headline
 from ..runs.lineage import Lineage, is_complete, read_lineage, resolve_parent
 from ..runs.paths import COMPLETIONS, METRICS
 from .answers import SideBySide, read_side_by_side
 from .curves import Log, read_log, sample_lines
 from .entities import Entities, read_entities
 from .health import read_alerts, read_findings
-from .panels import is_plotted
 
 # A state, with a sign that is read without colour.
 GLYPHS = {
@@ -54,23 +54,6 @@ class Parent:
     key: str
     digest: str
     same: bool
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One number of a stage with its 95% interval, before it, after it, and the change row by row."""
-
-    name: str
-    after: Share
-    before: Share | None = None
-    change: Share | None = None
-
-    @property
-    def verdict(self) -> str:
-        """better, worse, or no clear change: whether the interval of the change holds 0. Empty without one."""
-        if self.change is None:
-            return ""
-        return "better" if self.change.low > 0 else "worse" if self.change.high < 0 else "no clear change"
 
 
 @dataclass(frozen=True)
@@ -147,11 +130,11 @@ def read_facts(chain: Chain) -> ChainFacts:
     asked = [
         (s.name, s.run_dir, not any(role == "policy" for role in s.roles))
         for s in stages
-        if s.complete and s.recipe not in ("ner", "reward", "sample")
+        if s.complete and RECIPES[s.recipe].answers_prompts
     ]
     answers = read_side_by_side(asked)
     missing = [f"{s.name}: {s.state}; {s.why}" for s in stages if not s.complete]
-    if answers is None and any(s.complete and s.recipe in ("sft", "dpo", "ppo") for s in stages):
+    if answers is None and any(s.complete and RECIPES[s.recipe].makes == "policy" for s in stages):
         missing.append("answers side by side: no stage has a test_file, so nothing was asked")
     return ChainFacts(
         chain.name, chain.path, chain.output_dir, time.strftime("%Y-%m-%d %H:%M %Z"),
@@ -169,7 +152,7 @@ def read_stage(chain: Chain, stage: ChainStage) -> StageFacts:
         _text(stage.config_file), [],
     )  # fmt: skip
     stderr = chain.output_dir / ".logs" / f"{stage.name}.stderr"
-    facts.log = read_log(run_dir / METRICS, lambda key: is_plotted(recipe, key))
+    facts.log = read_log(run_dir / METRICS, lambda key: _is_drawn(recipe, key))
     facts.completions, facts.completions_all = sample_lines(run_dir / COMPLETIONS)
     facts.gates = _read_gates(run_dir)
     facts.state, facts.why = _state(facts, stderr)
@@ -186,6 +169,11 @@ def read_stage(chain: Chain, stage: ChainStage) -> StageFacts:
         facts.notes = _findings(facts, stderr)
     facts.notes += [*_not_finite(facts), *_failed(facts)]
     return facts
+
+
+def _is_drawn(recipe: str, metric: str) -> bool:
+    """Whether a recipe's charts want this metric; of any other no curve is kept."""
+    return any(panel.find([metric]) or metric == panel.over for panel in RECIPES[recipe].all_panels)
 
 
 def _state(facts: StageFacts, stderr: Path) -> tuple[str, str]:
@@ -228,37 +216,15 @@ def _read_results(facts: StageFacts, lineage: Lineage) -> None:
         folder = resolve_parent(facts.run_dir, parent["path"])
         same = is_complete(folder) and read_lineage(folder).digest == parent["digest"]
         facts.parents.append(Parent(role, folder.name, parent["key"], parent["digest"], same))
-    m = lineage.metrics
-    for name in ("greedy", "sampled"):
-        key = f"{name}_exact"
-        if key in m.get("after", {}):
-            facts.measures.append(
-                Measure(f"exact match, {name}", *(_share(m, when, key) for when in ("after", "before", "change")))  # type: ignore[arg-type]
-            )
-    if "held_out_accuracy" in m:
-        pairs = m["held_out_pairs"]
-        facts.measures.append(Measure("held-out pairs ranked right", wilson(m["held_out_accuracy"] * pairs, pairs)))
-    if "f1" in m:
-        facts.entities = read_entities(facts.run_dir, m["measured_on"])
-        if facts.entities is not None:
+    facts.entities = read_entities(facts.run_dir, lineage.metrics["measured_on"]) if "f1" in lineage.metrics else None
+    for measure in headline(lineage, details=True):
+        if measure.about.key == "f1" and facts.entities is not None:
             micro = facts.entities.scores[-1]
-            share = Share(micro.f1, micro.f1_low, micro.f1_high, facts.entities.sentences)
-            facts.measures.append(Measure("entity F1", share))
-    if lineage.kind == "data":
-        facts.numbers["pairs"] = f"{m['pairs']:,} of {m['prompts']:,} prompts"
-        facts.numbers["mean score of a completion"] = f"{m['mean_score']:.3f}"
-    if "objective/kl" in m:
-        facts.numbers["KL from its start, at the end"] = f"{m['objective/kl']:.3g} nats a completion"
-    if "stops" in m:
-        facts.numbers["completions that stop by themselves"] = f"{m['stops']:.1%}"
-
-
-def _share(metrics: Mapping[str, Any], when: str, key: str) -> Share | None:
-    part = metrics.get(when, {})
-    if key not in part:
-        return None
-    rows = int(metrics["after"].get("rows", 0))
-    return Share(part[key], part[f"{key}_low"], part[f"{key}_high"], rows)
+            measure = measure.with_interval(Share(micro.f1, micro.f1_low, micro.f1_high, facts.entities.sentences))
+        if isinstance(measure.after, Share):
+            facts.measures.append(measure)
+        else:
+            facts.numbers[measure.title] = measure.value
 
 
 def _findings(facts: StageFacts, stderr: Path) -> list[Note]:
@@ -303,13 +269,8 @@ def _read_gates(run_dir: Path) -> list[dict[str, Any]]:
 
 def _changes(lineage: Lineage, stage: ChainStage) -> list[str]:
     """Keys whose value in the chain's files is not the one that the result was made with."""
-    then, now = (flatten(redact_values(c)) for c in (lineage.config, stage.config.to_dict()))
-    ignored = {*UNKEYED, "inputs"}
     return [
-        f"{key}: {then.get(key)!r} then, {value!r} now"
-        for key, value in now.items()
-        if key.partition(".")[0] not in ignored
-        and json.dumps(then.get(key), default=str) != json.dumps(value, default=str)
+        f"{key}: {then!r} then, {now!r} now" for key, (then, now) in changed_keys(lineage.config, stage.config).items()
     ]
 
 

@@ -1,7 +1,7 @@
 """The dashboard of a chain: a W&B workspace as code, and trackio's page on this machine.
 
-A panel names metrics as the record has them; a test holds each against a recorded chain. A workspace shows the runs of
-one chain, and only the sections of recipes that it has.
+The workspace draws the panels and measures of the table of recipes, as the report does, under the record's names; a
+test holds each name against a recorded chain. It shows the runs of one chain, and only the sections of recipes that it has.
 """
 
 import contextlib
@@ -10,129 +10,102 @@ import json
 import os
 import time
 import webbrowser
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..chain.graph import Chain, read_chain
+from ..config.metrics import GRADIENT, LEARNING_RATE, ROLLOUT_SPEED, SPEED, STOPS, Measured, Panel
+from ..config.recipes import RECIPES, Recipe
 from ..errors import ArtifactError, ConfigError
 from ..fileio import write_atomically
 from ..runs.paths import OWNER, RUN
+from ..runs.record import metric_name
 from ..tracking.identity import LONE
 from ..tracking.tracker import ANSWERS_TABLE, COMPLETIONS_TABLE
 from ..tracking.trackio_sink import FOLDER
 from ..tracking.wandb_sink import STEP, offline_runs
 
 VIEW = "dashboard.json"  # in a chain's folder: the view that was pushed, to be pushed to again
-POLICIES = ("sft", "dpo", "ppo")
-TRAINING = (*POLICIES, "reward", "ner")
-GREEDY = ("final/before/greedy_exact", "final/after/greedy_exact")
-SAMPLED = ("final/before/sampled_exact", "final/after/sampled_exact")
-PHASES = ("time/data", "time/forward", "time/backward", "time/optimizer", "time/other")
-ROLLOUT = ("time/generation", "time/scoring", "time/evaluating")
-CUDA = ("memory/peak_cuda_allocated_gib", "memory/peak_cuda_reserved_gib")
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One chart of `metrics` over the optimizer's step, or over `x`; or a table."""
+class WorkspacePanel:
+    """One panel of a W&B workspace.
+
+    Attributes:
+        title: its heading.
+        kind: `lines` over steps, `stacked` areas, `bars` of each run's last value, or a `table` of samples.
+        metrics: names as the record has them (`train/loss`); of a table, its one name.
+        over: the metric on the horizontal axis; None: the optimizer's step.
+        recipes: those that log what it names.
+        everywhere: False where it depends on the device whether it is logged.
+    """
 
     title: str
-    metrics: tuple[str, ...] = ()
-    x: str | None = None
-    kind: str = "line"  # stacked-area; bars: the last value of each run; table: of the one name in `metrics`
-    of: tuple[str, ...] | None = None  # recipes that log it; none: those of the section
-    everywhere: bool = True  # False: whether it is logged depends on the device
+    kind: str
+    metrics: tuple[str, ...]
+    recipes: tuple[str, ...]
+    over: str | None = None
+    everywhere: bool = True
 
 
 @dataclass(frozen=True)
 class Section:
-    """Panels, and the recipes that log what they name."""
-
     title: str
-    recipes: tuple[str, ...]
-    panels: tuple[Panel, ...]
-
-
-SECTIONS = (
-    Section("Overview", TRAINING, (
-        Panel("Loss of every stage", ("train/loss",)),
-        Panel("Exact match, greedy", GREEDY, kind="bars", of=POLICIES),
-        Panel("Exact match, sampled", SAMPLED, kind="bars", of=POLICIES),
-        Panel("Completions that stop", ("final/stops",), kind="bars", of=POLICIES),
-        Panel("Gradient norm", ("train/grad_norm",)),
-        Panel("Learning rate", ("train/learning_rate",)),
-        Panel("Seconds left", ("perf/left_s",)),
-    )),
-    Section("SFT", ("sft",), (
-        Panel("Loss, training and validation", ("train/loss", "eval/loss")),
-        Panel("Token accuracy", ("train/mean_token_accuracy", "eval/mean_token_accuracy")),
-        Panel("Entropy", ("train/entropy",)),
-        Panel("Tokens seen", ("train/num_tokens",)),
-    )),
-    Section("Reward model", ("reward",), (
-        Panel("Pairs ranked right", ("train/accuracy",)),
-        Panel("Margin", ("train/margin",)),
-        Panel("Rewards: lowest, mean, highest", ("train/min_reward", "train/mean_reward", "train/max_reward")),
-        Panel("Held-out pairs ranked right", ("final/held_out_accuracy",), kind="bars"),
-    )),
-    Section("PPO", ("ppo",), (
-        Panel("Score", ("train/objective/scores",)),
-        Panel("KL from the reference, nats a completion", ("train/objective/kl",)),
-        Panel("Score against KL", ("train/objective/scores",), x="train/objective/kl"),
-        Panel("Score less KL", ("train/objective/rlhf_reward",)),
-        Panel("Spread of scores", ("train/objective/scores_std",)),
-        Panel("KL coefficient", ("train/objective/kl_coef",)),
-        Panel("Entropy", ("train/objective/entropy",)),
-        Panel("Completion length", ("train/completions/mean_length",)),
-        Panel("Completions that stop", ("train/completions/stopped",)),
-        Panel("Losses", ("train/loss/policy", "train/loss/value")),
-        Panel("How far the policy moved: approximate KL", ("train/policy/approx_kl",)),
-        Panel("Clipped", ("train/policy/clip_fraction", "train/value/clip_fraction")),
-        Panel("Ratio", ("train/policy/ratio",)),
-        Panel("Critic: explained variance", ("train/value/explained_variance",)),
-    )),
-    Section("DPO", ("dpo",), (
-        Panel("Rewards", ("train/rewards/chosen", "train/rewards/rejected")),
-        Panel("Margin", ("train/rewards/margins",)),
-        Panel("Pairs ranked right", ("train/rewards/accuracies",)),
-        Panel("Log-probabilities", ("train/logps/chosen", "train/logps/rejected")),
-        Panel("Logits", ("train/logits/chosen", "train/logits/rejected")),
-        Panel("Entropy", ("train/entropy",)),
-    )),
-    Section("Named entities", ("ner",), (
-        Panel("F1, precision and recall", ("eval/f1", "eval/precision", "eval/recall")),
-        Panel("Loss, training and validation", ("train/loss", "eval/loss")),
-        Panel("F1 on the test sentences", ("final/f1",), kind="bars"),
-    )),
-    Section("System and throughput", TRAINING, (
-        Panel("Tokens a second", ("perf/tokens_per_s",)),
-        Panel("Samples a second", ("perf/samples_per_s",)),
-        Panel("Seconds a step", ("time/step",)),
-        Panel("Where the seconds go", PHASES, kind="stacked-area"),
-        Panel("Where a rollout's seconds go", ROLLOUT, kind="stacked-area", of=("ppo",)),
-        Panel("Share of peak, percent", ("perf/mfu",)),
-        Panel("Memory, GiB", ("memory/rss_gib", "memory/peak_rss_gib")),
-        Panel("Peak CUDA memory, GiB", CUDA, everywhere=False),
-        Panel("Power, watts", ("energy/watts",), everywhere=False),
-        Panel("Energy, joules", ("energy/joules",), everywhere=False),
-    )),
-    Section("Samples", TRAINING, (
-        Panel("Rollouts: completions and their scores", (COMPLETIONS_TABLE,), kind="table", of=("ppo",)),
-        Panel("Answers to the test rows", (ANSWERS_TABLE,), kind="table", of=(*POLICIES, "ner")),
-    )),
-)  # fmt: skip
+    panels: tuple[WorkspacePanel, ...]
 
 
 def sections_of(recipes: Collection[str]) -> list[Section]:
-    """The sections, and of each the panels, that a chain of these recipes fills."""
-    found = []
-    for section in SECTIONS:
-        panels = tuple(p for p in section.panels if set(p.of or section.recipes) & set(recipes))
-        if panels:
-            found.append(Section(section.title, section.recipes, panels))
-    return found
+    """The workspace of a chain of these recipes, from their rows in the table; empty sections are left out."""
+    rows = {name: recipe for name, recipe in RECIPES.items() if name in recipes and recipe.trainer is not None}
+    trained = tuple(rows)
+    drawing = tuple(name for name, row in rows.items() if row.draws)
+    asked = tuple(name for name, row in rows.items() if row.answers_prompts or row.makes == "tagger")
+    loss = WorkspacePanel("Loss of every stage", "lines", ("train/loss",), trained)
+    left = WorkspacePanel("Seconds left", "lines", ("perf/left_s",), trained)
+    shared = [_panel_of(panel, trained) for panel in (GRADIENT, LEARNING_RATE)]
+    speed = [_panel_of(panel, trained) for panel in SPEED] + [_panel_of(ROLLOUT_SPEED, drawing)]
+    samples = [
+        WorkspacePanel("Rollouts: completions and their scores", "table", (COMPLETIONS_TABLE,), drawing),
+        WorkspacePanel("Answers to the test rows", "table", (ANSWERS_TABLE,), asked),
+    ]
+    sections = [
+        Section("Overview", (loss, *_bars(rows), *shared, left)),
+        *(Section(row.label, tuple(_panel_of(p, (name,)) for p in row.panels)) for name, row in rows.items()),
+        Section("System and throughput", tuple(speed)),
+        Section("Samples", tuple(samples)),
+    ]
+    filled = (Section(s.title, tuple(p for p in s.panels if p.metrics and p.recipes)) for s in sections)
+    return [section for section in filled if section.panels]
+
+
+def _panel_of(panel: Panel, recipes: tuple[str, ...]) -> WorkspacePanel:
+    """A panel with the record's names. Patterns are left out: W&B wants names."""
+    names = tuple(metric_name(name) for name in panel.metrics if "*" not in name)
+    over = metric_name(panel.over) if panel.over else None
+    title = f"{panel.title}, {panel.unit}" if panel.unit else panel.title
+    return WorkspacePanel(title, "stacked" if panel.stacked else "lines", names, recipes, over, panel.everywhere)
+
+
+def _bars(rows: Mapping[str, Recipe]) -> list[WorkspacePanel]:
+    """The measures of finished stages, one chart for each: before beside after where both were measured."""
+    by_measure: dict[Measured, list[str]] = {}
+    for name, row in rows.items():
+        for about in row.measures:
+            if about.kind in ("share", "rate") and (about.headline or about.key == STOPS.key):
+                by_measure.setdefault(about, []).append(name)
+    return [
+        WorkspacePanel(about.name.capitalize(), "bars", _final_names(about), tuple(names))
+        for about, names in by_measure.items()
+    ]
+
+
+def _final_names(about: Measured) -> tuple[str, ...]:
+    if about.paired:
+        return f"final/before/{about.key}", f"final/after/{about.key}"
+    return (f"final/{about.key}",)
 
 
 # W&B
@@ -158,15 +131,17 @@ def build_workspace(chain: str, recipes: Collection[str], *, entity: str, projec
     )  # fmt: skip
 
 
-def _panel(panel: Panel) -> Any:
+def _panel(panel: WorkspacePanel) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
     if panel.kind == "table":
         return wr.WeavePanelSummaryTable(table_name=panel.metrics[0], layout=wr.Layout(w=24, h=12))
     if panel.kind == "bars":
         return wr.BarPlot(title=panel.title, metrics=list(panel.metrics))
-    x, y = panel.x or STEP, list(panel.metrics)
-    return wr.LinePlot(title=panel.title, x=x, y=y, smoothing_factor=0, plot_type=panel.kind)
+    return wr.LinePlot(
+        title=panel.title, x=panel.over or STEP, y=list(panel.metrics), smoothing_factor=0,
+        plot_type="stacked-area" if panel.kind == "stacked" else "line",
+    )  # fmt: skip
 
 
 def push(chain: Chain) -> str:

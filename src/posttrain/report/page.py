@@ -14,6 +14,7 @@ from ..chain.run import take_chain_directory
 from ..config.values import flatten
 from ..errors import ConfigError
 from ..fileio import write_atomically
+from ..intervals import percent
 from ..redact import clean
 from . import charts
 from .collect import GLYPHS, ChainFacts, StageFacts, read_facts
@@ -58,7 +59,7 @@ def render(facts: ChainFacts) -> str:
         graph=charts.stage_graph(facts), costs=costs, data=_data(facts),
         total_time=f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} s",
         dirty=[c[:12] for c in facts.commits if c.endswith("-dirty")], recipe=_recipe(facts),
-        percent=charts.percent, glyph=GLYPHS.__getitem__, arrow=_ARROWS.__getitem__,
+        percent=percent, glyph=GLYPHS.__getitem__, arrow=_ARROWS.__getitem__,
         base_name=base_name, fingerprint=_fingerprint, cut=_cut, has_long_word=_has_long_word,
         effective=_effective, shown=CHARTS_SHOWN,
     )  # fmt: skip
@@ -88,12 +89,8 @@ def _css() -> Any:
 
 
 def _charts(stage: StageFacts) -> list[charts.Chart]:
-    special = {
-        "ppo": (charts.kl_against_reward, charts.reward_distribution),
-        "ner": (charts.f1_by_type,),
-    }
-    found = [make(stage) for make in special.get(stage.recipe, ())]
-    return [chart for chart in found if chart is not None] + charts.curves(stage)
+    special = [*charts.paths(stage), charts.reward_distribution(stage), charts.f1_by_type(stage)]
+    return [chart for chart in special if chart is not None] + charts.curves(stage)
 
 
 def _data(facts: ChainFacts) -> list[dict[str, Any]]:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config.peft_methods import METHODS
+from ..config.recipes import RECIPES
 from ..fileio import write_atomically
-from ..intervals import in_percent
+from ..intervals import Share, percent
 from ..redact import clean, redact_values
+from .headline import headline
 from .lineage import Lineage
 from .paths import CARD
 
@@ -22,13 +24,6 @@ _TASKS = {
     "SEQ_CLS": ("AutoModelForSequenceClassification", "text-classification"),
     "TOKEN_CLS": ("AutoModelForTokenClassification", "token-classification"),
 }
-
-_TITLES = {
-    "sft": "supervised fine-tuning", "reward": "a reward model", "dpo": "direct preference optimisation",
-    "ppo": "proximal policy optimisation", "ner": "named-entity recognition",
-}  # fmt: skip
-
-_BY_TRL = ("sft", "reward", "dpo")
 
 _HYPERPARAMETERS = (
     "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size",
@@ -61,7 +56,7 @@ def card_data(lineage: Lineage, *, merged: bool = False) -> Any:
         tags=[
             "posttrain",
             lineage.recipe,
-            *(["trl"] if lineage.recipe in _BY_TRL else []),
+            *(["trl"] if RECIPES[lineage.recipe].by_trl else []),
             *([method] if method else []),
         ],
         datasets=[config["dataset_name"]] if config.get("dataset_name") else None,
@@ -75,7 +70,7 @@ def _results(lineage: Lineage) -> list[Any]:
     """What was measured at the stage's end, in the form of the hub's model index."""
     from huggingface_hub import EvalResult
 
-    m, found = lineage.metrics, []
+    found: list[Any] = []
     task = _TASKS[lineage.task or "CAUSAL_LM"][1]
 
     def add(metric: str, name: str, value: float, split: str) -> None:
@@ -93,15 +88,10 @@ def _results(lineage: Lineage) -> list[Any]:
             )
         )  # fmt: skip
 
-    after = m.get("after", {})
-    for how in ("greedy", "sampled"):
-        if f"{how}_exact" in after:
-            add("exact_match", f"exact match, {how}", after[f"{how}_exact"], "test")
-    if "held_out_accuracy" in m:
-        add("accuracy", "held-out pairs ranked right", m["held_out_accuracy"], "validation")
-    for metric in ("precision", "recall", "f1"):
-        if metric in m:
-            add(metric, f"entity {metric}", m[metric], m["measured_on"])
+    for measure in headline(lineage, details=True):
+        if measure.about.hub:
+            value = measure.after.mean if isinstance(measure.after, Share) else measure.after
+            add(measure.about.hub, measure.name, value, measure.split)
     return found
 
 
@@ -115,7 +105,7 @@ def body(lineage: Lineage, *, merged: bool = False) -> str:
 
 
 def _title(lineage: Lineage) -> str:
-    return clean(f"{lineage.stage}: {base_name(lineage)} by {_TITLES.get(lineage.recipe, lineage.recipe)}")
+    return clean(f"{lineage.stage}: {base_name(lineage)} by {RECIPES[lineage.recipe].title}")
 
 
 def _summary(lineage: Lineage, merged: bool) -> str:
@@ -128,9 +118,7 @@ def _summary(lineage: Lineage, merged: bool) -> str:
         what = f"{base}, all of its parameters trained"
     trained = lineage.cost.get("trained_parameters")
     share = f" {trained:,} of {lineage.cost['parameters']:,} parameters were trained." if trained else ""
-    return (
-        f"{what}: {_TITLES.get(lineage.recipe, lineage.recipe)}.{share} Made by posttrain. The base's licence applies."
-    )
+    return f"{what}: {RECIPES[lineage.recipe].title}.{share} Made by posttrain. The base's licence applies."
 
 
 def _use(lineage: Lineage, merged: bool) -> str:
@@ -168,27 +156,13 @@ def _use(lineage: Lineage, merged: bool) -> str:
 
 
 def _measured(lineage: Lineage) -> str:
-    m = lineage.metrics
-    rows = []
-    for how in ("greedy", "sampled"):
-        key = f"{how}_exact"
-        if key in m.get("after", {}):
-            before, after = (in_percent(m.get(when, {}), key) for when in ("before", "after"))
-            rows.append(
-                (
-                    f"exact match, {how}, {m['after']['rows']} rows",
-                    before,
-                    after,
-                    in_percent(m.get("change", {}), key, "+"),
-                )
-            )
-    if "held_out_accuracy" in m:
-        rows.append((f"{m['held_out_pairs']} held-out pairs ranked right", "", f"{m['held_out_accuracy']:.1%}", ""))
-    for name in ("precision", "recall", "f1"):
-        if name in m:
-            rows.append((f"entity {name}, {m['sentences']} {m['measured_on']} sentences", "", f"{m[name]:.1%}", ""))
-    for label, value in m.get("f1_by_type", {}).items():
-        rows.append((f"entity f1, {label}", "", f"{value:.1%}", ""))
+    rows = [
+        (measure.title, percent(measure.before), measure.value, percent(measure.change, "+"))
+        for measure in headline(lineage, details=True)
+    ]
+    rows += [
+        (f"entity F1, {label}", "", f"{f1:.1%}", "") for label, f1 in lineage.metrics.get("f1_by_type", {}).items()
+    ]
     if not rows:
         return "Nothing was measured: the stage had no test rows."
     table = ["| measure | before | after | change |", "|---|---|---|---|"]

@@ -15,7 +15,7 @@ from .fingerprints import fingerprint_base
 from .lineage import versions
 
 FILE_KEYS = ("train_file", "validation_file", "test_file")
-_KEYED_VERSIONS = ("posttrain", "torch", "transformers", "trl", "peft")
+KEYED_VERSIONS = ("posttrain", "torch", "transformers", "trl", "peft")
 
 
 def stage_key(config: StageConfig, parent_keys: Mapping[str, str]) -> str:
@@ -35,6 +35,6 @@ def stage_key(config: StageConfig, parent_keys: Mapping[str, str]) -> str:
         {
             "config": material,
             "parents": dict(sorted(parent_keys.items())),
-            "versions": {name: installed[name] for name in _KEYED_VERSIONS},
+            "versions": {name: installed[name] for name in KEYED_VERSIONS},
         }
     )

@@ -17,7 +17,6 @@ import importlib.metadata
 import json
 import os
 import subprocess
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,22 +151,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-def tree(run_dir: Path, *, role: str = "", depth: int = 0) -> list[str]:
-    """The lines of `posttrain lineage DIR`: the run, and indented under it what it was made from."""
-    lineage = read_lineage(run_dir)
-    metrics = ", ".join(f"{k} {v:.3f}" for k, v in list(_headline(lineage.metrics).items())[:3])
-    label = f"{role}: " if role else ""
-    lines = ["  " * depth + f"{label}{lineage.stage} [{lineage.recipe}] {run_dir}  key {lineage.key[:12]}"]
-    details = [f"{lineage.kind} {lineage.digest[:12]}", f"seed {lineage.seed}", metrics]
-    lines.append("  " * depth + "  " + "; ".join(d for d in details if d))
-    for parent_role, parent in lineage.parents.items():
-        lines += tree(resolve_parent(run_dir, parent["path"]), role=parent_role, depth=depth + 1)
-    if not lineage.parents and lineage.base:
-        lines.append("  " * (depth + 1) + f"base: {lineage.base['name']}  {lineage.base['fingerprint'][:12]}")
-    return lines
-
-
-def _headline(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}

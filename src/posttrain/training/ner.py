@@ -7,7 +7,7 @@ from typing import Any
 
 from ..adapters import start_model
 from ..config.peft_methods import METHODS, is_prompt_learning
-from ..config.sections import NerDataSettings, NerSettings
+from ..config.sections import NerDataSettings, NerGates, NerSettings
 from ..errors import ConfigError, DataError
 from ..fileio import write_atomically
 from ..log import say
@@ -41,7 +41,7 @@ def load(stage: Stage) -> tuple[Sentences, Sentences | None, Sentences | None]:
             count := check_against_train(train, other, key=key, on_unseen_tag=settings.on_unseen_tag)
         ):
             say(f"{key}: {count} entities of types that train_file never has are read as O")
-    if stage.config.gates.f1 is not None and not any(others):
+    if stage.config.part(NerGates).f1 is not None and not any(others):
         raise ConfigError("gates.f1 needs sentences to measure on: set test_file or validation_file")
     for name, found in zip(("train", "validation", "test"), (train, *others), strict=True):
         if found is not None:
@@ -202,8 +202,9 @@ def finish(
     name = "test" if sets["test"] is not None else "validation"
     if sets[name] is not None:
         scores = measure(stage, model, tokenizer, encoded[name], sets[name], labels, name)
-        if stage.config.gates.f1 is not None:
-            stage.gates.append(gates.f1(scores["micro"]["f1"], stage.config.gates.f1))
+        floor = stage.config.part(NerGates).f1
+        if floor is not None:
+            stage.gates.append(gates.f1(scores["micro"]["f1"], floor))
     stage.close(
         kind=result, result=result, task="TOKEN_CLS", tokenizer=tokenizer,
         base=describe_base(base, model_settings(stage), model),

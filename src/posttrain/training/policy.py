@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..adapters import fold_for_generation, foundation, start_model, without_adapter
-from ..config.sections import EvaluationSettings, ModelSettings
+from ..config.sections import EvaluationSettings, GenerationSettings, ModelSettings, PolicyGates
 from ..data.conversation import render
 from ..data.rows import Rows
 from ..data.tokens import Lengths
@@ -108,12 +108,11 @@ def finish(
     if result == "adapter":
         stage.gates.append(reload_gate(stage, model, forward, base=base, start=start, task="CAUSAL_LM"))
 
-    settings = stage.config.part(EvaluationSettings)
     if test is not None:
-        measure(stage, model, tokenizer, test, settings, base)
-    share = _stop_share(stage, model, tokenizer, train, settings)
+        measure(stage, model, tokenizer, test, base)
+    share = _stop_share(stage, model, tokenizer, train)
     if share is not None:
-        floor = stage.config.gates.stops
+        floor = stage.config.part(PolicyGates).stops
         stage.gates.append(gates.stops(share, STOPS_FLOOR if floor is None else floor))
 
     stage.close(
@@ -136,17 +135,18 @@ def reload_gate(
     return gates.reloads(model, stage.run_dir / ADAPTER, forward, dtype=gates.dtype_of(model), fresh=fresh)
 
 
-def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, settings: EvaluationSettings, base: str) -> None:
+def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, base: str) -> None:
     """Exact match on the test rows after the stage, before it, and the change, row by row; answers are kept.
 
     "Before" is the base model, or what the input policy answered in its own stage if that was on the same rows.
     """
+    settings, generation = stage.config.part(EvaluationSettings), stage.config.part(GenerationSettings)
     rows = test.rows[: settings.test_rows]
     options: dict[str, Any] = {
-        "max_new_tokens": settings.max_new_tokens,
-        "batch_size": settings.generation_batch_size,
+        "max_new_tokens": generation.max_new_tokens,
+        "batch_size": generation.generation_batch_size,
         "num_samples": settings.test_samples,
-        "seed": settings.seed,
+        "seed": generation.seed,
     }
     before: list[Answer] = []
     if stage.policy is None and hasattr(model, "peft_config"):
@@ -172,13 +172,14 @@ def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, settings: Eval
     stage.metrics["stops"] = stage.metrics["after"]["stops"]
 
 
-def _stop_share(stage: Stage, model: Any, tokenizer: Any, train: Rows, settings: EvaluationSettings) -> float | None:
+def _stop_share(stage: Stage, model: Any, tokenizer: Any, train: Rows) -> float | None:
     """Share of greedy completions that end by EOS; None for plain text, which has no prompt to answer."""
     if "stops" in stage.metrics:
         return float(stage.metrics["stops"])
     prompts = [row["prompt"] for row in train.rows if "prompt" in row][:16]
     if not prompts:
         return None
+    settings = stage.config.part(GenerationSettings)
     drawn = generate(
         model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens, batch_size=settings.generation_batch_size
     )

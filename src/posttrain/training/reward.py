@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..config.sections import RewardGates
 from ..data.conversation import Row, render
 from ..data.rows import Rows
 from ..errors import ConfigError
@@ -18,7 +19,7 @@ PROBE_PAIRS = 8
 
 def check_gate(stage: Stage, validation: Rows | None) -> None:
     """A floor needs pairs to measure it on. Raises ConfigError."""
-    if stage.config.gates.reward_accuracy is not None and validation is None:
+    if stage.config.part(RewardGates).reward_accuracy is not None and validation is None:
         raise ConfigError(
             "gates.reward_accuracy needs held-out pairs: set validation_file, or an inputs.data with some"
         )
@@ -73,8 +74,9 @@ def finish(
         accuracy = right / len(pairs)
         stage.metrics |= {"held_out_accuracy": accuracy, "held_out_pairs": len(pairs)}
         say(f"reward accuracy: {accuracy:.1%} on {len(pairs)} held-out pairs")
-        if stage.config.gates.reward_accuracy is not None:
-            stage.gates.append(gates.accuracy(accuracy, stage.config.gates.reward_accuracy))
+        floor = stage.config.part(RewardGates).reward_accuracy
+        if floor is not None:
+            stage.gates.append(gates.accuracy(accuracy, floor))
     stage.close(
         kind=result, result=result, task="SEQ_CLS", start=start, tokenizer=tokenizer,
         base=describe_base(base, model_settings(stage), model),

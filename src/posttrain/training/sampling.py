@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import fold_for_generation, load_policy
-from ..config.sections import DataSettings, EvaluationSettings, ModelSettings, SampleSettings
+from ..config.sections import DataSettings, EvaluationSettings, GenerationSettings, ModelSettings, SampleSettings
 from ..data.conversation import Row, as_turn, render
 from ..data.rows import Rows, load_rows
 from ..errors import ConfigError, DataError, GateError
 from ..fileio import write_atomically
-from ..intervals import in_percent
+from ..intervals import percent, read_share
 from ..launch.stop import stop_if_asked
 from ..log import say
 from ..models.generation import Completion, generate
@@ -71,15 +71,15 @@ def load_test(stage: Stage) -> Rows:
 
 def evaluate(stage: Stage, policy: Any, tokenizer: Any, test: Rows) -> None:
     """Measure exact match, write `evaluation/metrics.json` and `answers.jsonl`, close the stage."""
-    settings = stage.config.part(EvaluationSettings)
+    settings, generation = stage.config.part(EvaluationSettings), stage.config.part(GenerationSettings)
     answers = answer(
         policy,
         tokenizer,
         test.rows[: settings.test_rows],
-        max_new_tokens=settings.max_new_tokens,
-        batch_size=settings.generation_batch_size,
+        max_new_tokens=generation.max_new_tokens,
+        batch_size=generation.generation_batch_size,
         num_samples=settings.test_samples,
-        seed=settings.seed,
+        seed=generation.seed,
         progress=lambda done, total: say(f"step {done}/{total}  prompts answered"),
     )
     stage.metrics["after"] = metrics = exact_match(answers)
@@ -88,8 +88,8 @@ def evaluate(stage: Stage, policy: Any, tokenizer: Any, test: Rows) -> None:
     write_answers(out / "answers.jsonl", answers)
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     for name in ("greedy", "sampled"):
-        if share := in_percent(metrics, f"{name}_exact"):
-            say(f"{name} exact match: {share} on {metrics['rows']} rows")
+        if share := read_share(metrics, f"{name}_exact", len(answers)):
+            say(f"{name} exact match: {percent(share)} on {len(answers)} rows")
     stage.close(kind="evaluation", result="evaluation")
 
 
@@ -148,7 +148,7 @@ def draw(stage: Stage, policy: Any, tokenizer: Any, prompts: Rows) -> list[list[
     Several processes share the batches out, and wait for each other's files: a batch is seeded by its place, so that
     their number changes nothing. Raises StoppedError between two batches, when the run was asked to stop.
     """
-    settings, generation = stage.config.part(SampleSettings), stage.config.part(EvaluationSettings)
+    settings, generation = stage.config.part(SampleSettings), stage.config.part(GenerationSettings)
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder = stage.run_dir / "drawn"
     folder.mkdir(exist_ok=True)
@@ -231,7 +231,7 @@ def finish(stage: Stage, pairs: list[Row]) -> None:
             "alike; raise num_samples or temperature, or use other prompts"
         )
     prompts = list(dict.fromkeys(json.dumps(p["prompt"]) for p in pairs))
-    random.Random(stage.config.part(EvaluationSettings).seed).shuffle(prompts)
+    random.Random(stage.config.part(GenerationSettings).seed).shuffle(prompts)
     held_out = set(prompts[: round(len(prompts) * settings.validation_share)])
     out = stage.run_dir / "data"
     for name, keep in (("train", False), ("validation", True)):

@@ -25,7 +25,7 @@ from ..adapters.adalora import allocation, penalise
 from ..adapters.checkpoint import keep_all_that_is_trained
 from ..config.peft_methods import METHODS
 from ..config.recipes import RECIPES
-from ..config.sections import DataSettings, TrackingSettings
+from ..config.sections import DataSettings, TrackingSettings, ValidationSettings
 from ..config.stage_config import StageConfig, parse_args, trainer_class
 from ..data.rows import Rows, load_hub, load_rows
 from ..data.tokens import count_tokens, know_lengths
@@ -60,8 +60,7 @@ class Stage:
 
     def __init__(self, config: StageConfig) -> None:
         self.config = config
-        shared = RECIPES[config.recipe].trainer is not None or config.recipe == "sample"
-        self.launch = environment.check_launch(config.recipe, trains=shared)
+        self.launch = environment.check_launch(config.recipe)
         sizes = (int(config.values.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline"))
         self.launch = dataclasses.replace(self.launch, split=math.prod(sizes))
         if self.launch.strategy.startswith("zero"):
@@ -105,8 +104,12 @@ class Stage:
             rows = load_rows(source, recipe, settings, key=key, seed=int(self.config.values.get("seed", 42)))
         elif settings.dataset_name and key == "train_file":
             rows = load_hub(settings, recipe, split=settings.dataset_train_split)
-        elif settings.dataset_name and key == "validation_file" and settings.dataset_test_split:
-            rows = load_hub(settings, recipe, split=settings.dataset_test_split)
+        elif (
+            settings.dataset_name
+            and key == "validation_file"
+            and (split := self.config.part(ValidationSettings).dataset_test_split)
+        ):
+            rows = load_hub(settings, recipe, split=split)
         else:
             return None
         name = key.removesuffix("_file")
@@ -225,7 +228,7 @@ class Stage:
         from ..tracking.callback import tracking_callback
         from ..tracking.performance import StepClock
 
-        clock = StepClock(trainer, pairs=self.config.recipe in ("dpo", "reward"))
+        clock = StepClock(trainer, pairs=RECIPES[self.config.recipe].pairs)
         if self.tracker is not None:
             self.tracker.start(describe_run(self, clock.describe()), step)
         trainer.add_callback(tracking_callback(self.tracker, clock, trainer))
