@@ -59,7 +59,7 @@ def logs(recipe: str, step: int, steps: int, rng: random.Random) -> dict[str, fl
     return {"objective/scores": 2 * done + noise, "objective/kl": 5 * done, "objective/entropy": 2 - done,
             "objective/scores_std": 1.0, "completions/mean_length": 6.0, "completions/stopped": 0.9 + 0.1 * done,
             "value/explained_variance": done - 0.2, "loss/policy": noise, "loss/value": falling,
-            "policy/clip_fraction": 0.1 * abs(noise), "rewards/reward": 2 * done, "time/rollout": 1.0}  # fmt: skip
+            "policy/clip_fraction": 0.1 * abs(noise), "rewards/reward": 2 * done, "time/generation": 1.0}  # fmt: skip
 
 
 def write_logs(run_dir: Path, recipe: str, *, steps: int, until: int | None = None, seed: int = 0) -> None:

@@ -58,7 +58,12 @@ def test_a_whole_chain(tmp_path):
     page = render(facts)
     outline = check(page)
     assert outline.tags.count("svg") >= 20
-    for words in ("12 of 40 test rows", "Reward against KL", "DPO margin", "kl runaway: 9.5, limit 4. Raise kl_coef."):
+    for words in (
+        "12 of 40 test rows",
+        "Reward against KL",
+        "Implicit rewards",
+        "kl runaway: 9.5, limit 4. Raise kl_coef.",
+    ):
         assert words in " ".join(page.split()), words
     assert "What is missing" not in page
     for stage in facts.stages:

@@ -1,7 +1,7 @@
 """The dashboard of a chain: a W&B workspace as code, and trackio's page on this machine.
 
 The workspace draws the panels and measures of the table of recipes, as the report does, under the record's names; a
-test holds each name against a recorded chain. It shows the runs of one chain, and only the sections of recipes that it has.
+test holds each name against a recorded chain. It shows the runs of one chain, and only the sections of its recipes.
 """
 
 import contextlib

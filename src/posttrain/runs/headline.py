@@ -86,6 +86,7 @@ def _measure(about: Measured, metrics: Mapping[str, Any]) -> Measure | None:
         assert after is not None
         return Measure(about, after, before, change, count, split)
     value = values[about.key]
-    if about.kind == "share" and count:
+    if about.kind == "share" and about.counted is not None:
+        assert count is not None, f"{about.key} without {about.counted[0]}"
         return Measure(about, wilson(value * count, count), count=count, split=split)
     return Measure(about, float(value), count=count, split=split)
