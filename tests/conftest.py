@@ -225,8 +225,8 @@ logging_steps: 1
 save_steps: 1
 max_steps: 4
 adapter: {r: 4, alpha: 8}
-gates: {stops: 0}
 """
+POLICY_SETTINGS = f"{CHAIN_SETTINGS}gates: {{stops: 0}}\nmax_new_tokens: 4\n"
 
 
 @pytest.fixture
@@ -238,11 +238,9 @@ def chain(tiny, tmp_path):
         [{"prompt": f"{w[1:]} ->", "chosen": f" {w}", "rejected": f" {w[::-1]}"} for w in WORDS],
     )
     (tmp_path / "sft.yaml").write_text(
-        f"model_name_or_path: {tiny}\ntrain_file: {tmp_path}/train.jsonl\nmax_new_tokens: 4\n{CHAIN_SETTINGS}"
+        f"model_name_or_path: {tiny}\ntrain_file: {tmp_path}/train.jsonl\n{POLICY_SETTINGS}"
     )
-    (tmp_path / "dpo.yaml").write_text(
-        f"train_file: {tmp_path}/pairs.jsonl\nbeta: 0.1\nmax_new_tokens: 4\n{CHAIN_SETTINGS}"
-    )
+    (tmp_path / "dpo.yaml").write_text(f"train_file: {tmp_path}/pairs.jsonl\nbeta: 0.1\n{POLICY_SETTINGS}")
     (tmp_path / "reward.yaml").write_text(f"train_file: {tmp_path}/pairs.jsonl\n{CHAIN_SETTINGS}")
     (tmp_path / "chain.yaml").write_text(
         f"""name: tiny

@@ -9,8 +9,9 @@ from conftest import make_tiny_model, run_recipe, write_jsonl
 
 SMALL = [
     "--per_device_train_batch_size", "4", "--learning_rate", "0.01", "--gradient_checkpointing", "false",
-    "--adapter.r", "4", "--adapter.alpha", "8", "--gates.stops", "0", "--logging_steps", "1",
+    "--adapter.r", "4", "--adapter.alpha", "8", "--logging_steps", "1",
 ]  # fmt: skip
+POLICY = [*SMALL, "--gates.stops", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def sft(tiny, tmp_path_factory):
     data = write_jsonl(folder / "train.jsonl", rows)
     run_recipe(
         "sft", "--model_name_or_path", tiny, "--train_file", data, "--test_file", data, "--max_new_tokens", "6",
-        "--num_train_epochs", "3", "--bf16", "true", "--output_dir", folder / "sft", *SMALL,
+        "--num_train_epochs", "3", "--bf16", "true", "--output_dir", folder / "sft", *POLICY,
     )  # fmt: skip
     return folder / "sft"
 
@@ -55,7 +56,7 @@ def test_dpo_starts_at_the_sft_policy(sft, preferences, tmp_path, start, test_ro
     run_recipe(
         "dpo", "--inputs.policy", sft, "--train_file", preferences, "--max_steps", "2", "--max_new_tokens", "6",
         "--test_file", sft.parent / "train.jsonl", "--test_rows", test_rows, "--bf16", bf16,
-        "--output_dir", out, "--adapter.start", start, "--train_sampling_strategy", "group_by_length", *SMALL,
+        "--output_dir", out, "--adapter.start", start, "--train_sampling_strategy", "group_by_length", *POLICY,
     )  # fmt: skip
     found = lineage(out)
     gates = {g["name"]: g for g in found["gates"]}
@@ -112,7 +113,7 @@ def test_reward_model_reloads_to_its_scores(sft, preferences, tmp_path, start):
 
 def test_a_gate_that_fails_stops_the_stage_and_keeps_everything(tiny, pairs, tmp_path):
     out = tmp_path / "sft"
-    arguments = ["--model_name_or_path", tiny, "--train_file", pairs, "--max_steps", "1", "--output_dir", out, *SMALL]
+    arguments = ["--model_name_or_path", tiny, "--train_file", pairs, "--max_steps", "1", "--output_dir", out, *POLICY]
     arguments[arguments.index("--gates.stops") + 1] = "1.0"
     done = run_recipe("sft", *arguments, "--max_new_tokens", "1", expect=2)
     assert "GateError" in done.stderr
@@ -194,7 +195,9 @@ def test_settings_that_a_continued_adapter_cannot_follow(sft, preferences, tmp_p
 
 
 def test_a_directory_that_is_taken(sft, pairs, tiny):
-    done = run_recipe("sft", "--model_name_or_path", tiny, "--train_file", pairs, "--output_dir", sft, *SMALL, expect=2)
+    done = run_recipe(
+        "sft", "--model_name_or_path", tiny, "--train_file", pairs, "--output_dir", sft, *POLICY, expect=2
+    )
     assert "holds another run" in done.stderr
     assert (sft / "lineage.json").is_file()
 
@@ -205,7 +208,7 @@ def test_resume_equals_the_uninterrupted_run(tiny, pairs, tmp_path):
 
     arguments = [
         "--model_name_or_path", tiny, "--train_file", pairs, "--num_train_epochs", "2", "--save_steps", "2",
-        "--adapter.dropout", "0.1", "--save_total_limit", "9", *SMALL,
+        "--adapter.dropout", "0.1", "--save_total_limit", "9", *POLICY,
     ]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_recipe("sft", *arguments, "--output_dir", whole)

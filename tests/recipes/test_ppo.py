@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = [
     "--per_device_train_batch_size", "4", "--gradient_checkpointing", "false", "--adapter.r", "4", "--adapter.alpha",
-    "8", "--gates.stops", "0", "--logging_steps", "1", "--max_new_tokens", "4",
+    "8", "--logging_steps", "1", "--gates.stops", "0", "--max_new_tokens", "4",
 ]  # fmt: skip
 PPO = [*SMALL, "--learning_rate", "0.005", "--max_completion_length", "6", "--num_ppo_epochs", "2", "--max_steps", "6"]
 

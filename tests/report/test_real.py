@@ -14,7 +14,7 @@ import termios
 import pytest
 from huggingface_hub import ModelCard
 
-from conftest import CHAIN_SETTINGS, WORDS, write_jsonl
+from conftest import CHAIN_SETTINGS, POLICY_SETTINGS, WORDS, write_jsonl
 from posttrain.chain.graph import read_chain
 from posttrain.report.collect import read_facts
 from posttrain.report.page import render
@@ -57,7 +57,7 @@ def ran(tiny, tmp_path_factory):
     )
     (folder / "sft.yaml").write_text(
         f"model_name_or_path: {tiny}\ntrain_file: {folder}/rows.jsonl\ntest_file: {folder}/rows.jsonl\n"
-        f"test_samples: 2\nmax_new_tokens: 4\n{CHAIN_SETTINGS}"
+        f"test_samples: 2\n{POLICY_SETTINGS}"
     )
     (folder / "reward.yaml").write_text(
         f"train_file: {folder}/pairs.jsonl\nvalidation_file: {folder}/pairs.jsonl\n{CHAIN_SETTINGS}"

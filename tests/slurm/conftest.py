@@ -55,7 +55,6 @@ logging_steps: 1
 save_steps: 1
 max_steps: 12
 adapter: {r: 4, alpha: 8}
-gates: {stops: 0}
 """
 
 
@@ -67,7 +66,7 @@ def make_material(folder: Path) -> Path:
         folder / "pairs.jsonl",
         [{"prompt": f"{w[1:]} ->", "chosen": f" {w}", "rejected": f" {w[::-1]}"} for w in WORDS],
     )
-    drawn = "max_new_tokens: 4\n"
+    drawn = "max_new_tokens: 4\ngates: {stops: 0}\n"
     (folder / "sft.yaml").write_text(f"model_name_or_path: {model}\ntrain_file: {rows}\n{drawn}{SETTINGS}")
     (folder / "reward.yaml").write_text(f"train_file: {pairs}\n{SETTINGS}")
     (folder / "dpo.yaml").write_text(f"train_file: {pairs}\n{drawn}{SETTINGS}")
