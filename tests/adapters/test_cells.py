@@ -312,8 +312,8 @@ def test_a_resumed_run_is_the_uninterrupted_run(world, method, tmp_path):
     from safetensors.torch import load_file
 
     arguments = [
-        *SMALL, "--gates.stops", "0", *chosen(method), "--model_name_or_path", world.tiny, "--train_file", world.rows, "--save_steps", "1",
-        "--max_steps", "16", "--save_total_limit", "16", "--learning_rate", "0.03",
+        *SMALL, "--gates.stops", "0", *chosen(method), "--model_name_or_path", world.tiny, "--train_file", world.rows,
+        "--save_steps", "1", "--max_steps", "16", "--save_total_limit", "16", "--learning_rate", "0.03",
     ]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_here("sft", *arguments, "--output_dir", whole)
