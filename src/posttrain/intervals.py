@@ -34,7 +34,8 @@ def mean_interval(values: Sequence[float], *, lowest: float = 0.0) -> Share:
     return Share(mean, max(lowest, mean - half), min(1.0, mean + half), count)
 
 
-def _flatten(name: str, share: Share) -> dict[str, float]:
+def as_metrics(name: str, share: Share) -> dict[str, float]:
+    """A share as three numbers, which `in_percent` reads again: `name`, `name_low` and `name_high`."""
     return {name: share.mean, f"{name}_low": share.low, f"{name}_high": share.high}
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..config.values import _flatten
+from ..config.values import flatten
 from ..errors import ArtifactError, ConfigError
 from ..redact import redact_values
 from ..runs.key import stage_key
@@ -67,7 +67,7 @@ def _plan_stage(chain: Chain, stage: ChainStage, key: str, earlier: Mapping[str,
 
 def _changes(lineage: Lineage, stage: ChainStage, key: str) -> list[str]:
     """In words, why a finished stage's key is not today's."""
-    then, now = _flatten(lineage.config), _flatten(redact_values(stage.config.to_dict()))
+    then, now = flatten(lineage.config), flatten(redact_values(stage.config.to_dict()))
     changed = [
         f"{k}: {then.get(k)!r} -> {now.get(k)!r}"
         for k in now

@@ -20,16 +20,6 @@ def _known(mapping: Mapping[str, Any], known: set[str], where: str) -> None:
             raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping. Raises ConfigError naming the file, and the line where it is broken."""
     try:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .. import log
 from ..errors import LaunchError
 
 FOLDER_S = 10  # until a folder that another machine has made is seen: network file systems remember what was not there
@@ -26,7 +27,7 @@ def meet(facts: Mapping[str, Any], *, timeout_s: float) -> list[dict[str, Any]]:
     `facts` are values of JSON by name; those whose name begins with `_` are passed on and not compared. Raises
     LaunchError, on every process, when one does not come within `timeout_s` seconds (MEETING_S at most), or differs.
     """
-    processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    processes, rank = log.world_size(), log.rank()
     mine = {"_host": socket.gethostname(), **facts}
     if processes == 1:
         return [mine]
@@ -117,7 +118,7 @@ def start_process_group(args_timeout_s: float, *, on_cpu: bool) -> None:
     """Begin torch.distributed on CPU processes with `ddp_timeout`, which transformers passes on for GPUs only."""
     import torch.distributed as dist
 
-    if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if on_cpu and log.world_size() > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(seconds=args_timeout_s))
         atexit.register(_leave_process_group)
 

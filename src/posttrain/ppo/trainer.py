@@ -274,8 +274,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
         with torch.no_grad():
             mode = "train" if self.model.training else "eval"
-            log_ratio = (logprobs - inputs["old_logprobs"]) * mask
-            approx_kl = torch.expm1(log_ratio) - log_ratio
+            approx_kl = objective.kl_per_token(inputs["old_logprobs"] * mask, logprobs * mask, "k3")
             a_token = (policy.loss, value.loss, approx_kl, policy.clipped, policy.ratio * mask, value.clipped)
             self.metrics.add_tokens(mode, a_token, mask)
             if mode == "train" and args.kl_stop is not None:

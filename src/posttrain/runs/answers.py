@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.conversation import is_exact
 from ..fileio import lines_of, write_atomically
-from ..intervals import _flatten, mean_interval, wilson
+from ..intervals import as_metrics, mean_interval, wilson
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ def read_answers(path: Path) -> list[Answer]:
 def exact_match(answers: Sequence[Answer]) -> dict[str, float]:
     """Greedy and sampled exact match, with the share of greedy completions that stop."""
     metrics: dict[str, float] = {"rows": len(answers)}
-    metrics |= _flatten("greedy_exact", wilson(sum(a.greedy_score for a in answers), len(answers)))
+    metrics |= as_metrics("greedy_exact", wilson(sum(a.greedy_score for a in answers), len(answers)))
     metrics["stops"] = sum(a.stopped for a in answers) / len(answers)
     if answers[0].sampled:
-        metrics |= _flatten("sampled_exact", mean_interval([a.sampled_score for a in answers]))
+        metrics |= as_metrics("sampled_exact", mean_interval([a.sampled_score for a in answers]))
     return metrics
 
 
@@ -59,9 +59,11 @@ def comparable(before: Sequence[Answer], after: Sequence[Answer]) -> bool:
 def change(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, float]:
     """By how much exact match rose, row by row: a row's own difficulty is in both and cancels."""
     pairs = list(zip(before, after, strict=True))
-    metrics = _flatten("greedy_exact", mean_interval([b.greedy_score - a.greedy_score for a, b in pairs], lowest=-1.0))
+    metrics = as_metrics(
+        "greedy_exact", mean_interval([b.greedy_score - a.greedy_score for a, b in pairs], lowest=-1.0)
+    )
     if after[0].sampled:
-        metrics |= _flatten(
+        metrics |= as_metrics(
             "sampled_exact", mean_interval([b.sampled_score - a.sampled_score for a, b in pairs], lowest=-1.0)
         )
     return metrics

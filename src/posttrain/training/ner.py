@@ -6,12 +6,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..adapters import start_model
-from ..config.peft_methods import METHODS, is_prompt_learning
+from ..config.peft_methods import METHODS
 from ..config.sections import NerDataSettings, NerSettings
 from ..errors import ConfigError, DataError
 from ..fileio import write_atomically
 from ..log import say
-from ..models import cpu
+from ..models import cpu, is_prompt_learning
 from ..models.loading import describe_base
 from ..ner.alignment import IGNORED, Encoded, check_tokenizer, encode, predict, probe_logits
 from ..ner.metrics import as_lines, entity_scores, mistakes
