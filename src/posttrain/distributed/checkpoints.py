@@ -59,6 +59,20 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def check_room(trainer: Any, run_dir: Path, trained: int) -> None:
+    """Refuse a disk that cannot take the checkpoints and the result of `trained` parameters. Raises LaunchError."""
+    args = trainer.args
+    # One is written before one goes.
+    checkpoints = 0 if args.save_strategy == "no" else (args.save_total_limit or 2) + 1
+    needed = trained * (4 + checkpoints * (4 if args.save_only_model else 12))  # fp32: weights, Adam's two moments
+    free = shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise LaunchError(
+            f"{run_dir}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed for checkpoints "
+            "and the result; free some space, or change output_dir"
+        )
+
+
 def check_resumable(checkpoint: Path, launch: Launch) -> None:
     """Refuse a checkpoint of another layout. Raises LaunchError.
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from .. import log
 from ..errors import LaunchError
+from .checkpoints import check_resumable, last_whole_checkpoint
+from .environment import Launch
 
 FOLDER_S = 10  # until a folder that another machine has made is seen: network file systems remember what was not there
 MEETING_S = 60  # how long a process waits for the others to come, unless ddp_timeout is shorter
@@ -56,6 +58,24 @@ def meet(facts: Mapping[str, Any], *, timeout_s: float) -> list[dict[str, Any]]:
     if differing:
         raise LaunchError("the processes are about to do different things:\n" + "\n".join(differing))
     return everyone
+
+
+def join(
+    run_dir: Path, checkpoints: Path, launch: Launch, facts: Mapping[str, Any], *, timeout_s: float = MEETING_S
+) -> Path | None:
+    """Meet the other processes, which have the same facts and see one run directory with one checkpoint in it.
+
+    Returns the checkpoint to go on from, the last whole one of the folder `checkpoints`; None to begin. Raises
+    LaunchError, on every process, when they differ, or the checkpoint is of another layout.
+    """
+    found = last_whole_checkpoint(checkpoints) if log.is_main() else None
+    mine = {"launch": str(launch), **facts, "_checkpoint": str(found) if found else None}
+    everyone = meet(mine, timeout_s=timeout_s)
+    checkpoint = Path(everyone[0]["_checkpoint"]) if everyone[0]["_checkpoint"] else None
+    share_folder(checkpoint or run_dir, timeout_s=timeout_s)
+    if checkpoint is not None:
+        check_resumable(checkpoint, launch)
+    return checkpoint
 
 
 def share_folder(folder: Path, *, timeout_s: float) -> None:

@@ -211,6 +211,11 @@ class Collector:
                     into[rows, :drawn_here] = part.float()
         return [part * completion_mask for part in found]
 
+    def pop_completions(self) -> list[dict[str, Any]]:
+        """A few completions of the last rollout, for people to read; each is given out once."""
+        drawn, self.drawn = self.drawn, []
+        return drawn
+
     def _keep_some(
         self, prompts: Sequence[Any], completion_ids: Sequence[list[int]], raw: Tensor, by_reward: Tensor, kl: Tensor
     ) -> None:

@@ -17,9 +17,10 @@ from ..ner.alignment import IGNORED, Encoded, check_tokenizer, encode, predict, 
 from ..ner.metrics import as_lines, entity_scores, mistakes
 from ..ner.reading import check_against_train, load_hub_sentences, load_sentences
 from ..ner.sentences import Sentences
+from ..tracking.trainers import trained_model
 from . import gates
 from .policy import model_settings, reload_gate
-from .stage import Stage, trained_model
+from .stage import Stage
 
 PROBE_TOKENS = 48
 KEYS = ("train_file", "validation_file", "test_file")

@@ -236,7 +236,7 @@ def finish(stage: Stage, pairs: list[Row]) -> None:
     out = stage.run_dir / "data"
     for name, keep in (("train", False), ("validation", True)):
         rows = [p for p in pairs if (json.dumps(p["prompt"]) in held_out) == keep]
-        if rows and stage.is_main:
+        if rows and log.is_main():
             out.mkdir(exist_ok=True)
             _write_jsonl(out / f"{name}.jsonl", rows)
     say(f"{len(pairs)} pairs from {m['prompts']} prompts; mean score {m['mean_score']:.3f}; {m['stopped']:.1%} stopped")
