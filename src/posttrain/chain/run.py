@@ -126,7 +126,7 @@ def _failure(name: str, code: int, log: Path, begun: int, reports: Sequence[Mapp
     the end of the traceback is printed here, and of a process that left no report (it was killed, or the launcher
     itself failed) the end of its stderr, which begins at byte `begun` of `log`.
     """
-    first = reports[0] if reports else {"code": EXIT_BUG, "message": ""}
+    first: Mapping[str, Any] = reports[0] if reports else {"code": EXIT_BUG, "message": ""}
     same = dict.fromkeys(r["message"] for r in reports if r["code"] == first["code"] and r["message"])
     if first["code"] == EXIT_STOPPED and same:
         return StoppedError(f"stage {name} {first['message'].removeprefix('StoppedError: ')}")

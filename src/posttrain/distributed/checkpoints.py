@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, LaunchError
-from ..fileio import write_atomically
+from ..fileio import GIB, write_atomically
 from ..log import say
 from ..runs.fingerprints import check_safetensors
 from .environment import Launch
@@ -68,7 +68,7 @@ def check_room(trainer: Any, run_dir: Path, trained: int) -> None:
     free = shutil.disk_usage(run_dir).free
     if free < needed:
         raise LaunchError(
-            f"{run_dir}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed for checkpoints "
+            f"{run_dir}: {free / GIB:.1f} GiB free, about {needed / GIB:.1f} GiB needed for checkpoints "
             "and the result; free some space, or change output_dir"
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..fileio import GIB
 from ..intervals import Share
 from ..redact import clean
 from . import svg
@@ -25,7 +26,6 @@ from .svg import DASHES, INK, MARKERS, MUTED, PANEL, SERIES
 
 SHOWN_SERIES = 6
 SPIKE = 30  # times the median: the axis is logarithmic
-GIB = 2**30
 
 
 @dataclass(frozen=True)
