@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from .log import rank, world_size
+
 EXIT_BUG, EXIT_USER_ERROR, EXIT_UNREACHABLE, EXIT_STOPPED = 1, 2, 75, 85
 STATE = "POSTTRAIN_STATE"
 
@@ -65,7 +67,7 @@ def run_main(main: Callable[[], None]) -> None:
 
     So is what one of several processes sees of another one's end: a message, rather than a traceback or silence.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if world_size() > 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _told_to_end)
     try:
         main()
@@ -97,12 +99,12 @@ _LOST_WORDS = ("gloo", "NCCL", "ncclRemoteError", "Connection closed by peer", "
 
 
 def _rank() -> str:
-    return f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
+    return f"rank {rank()} of {world_size()}"
 
 
 def _others_are_gone(error: BaseException) -> bool:
     """Whether an error comes from the connection between processes: torch has several classes for it, and gloo none."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         return False
     names = {cls.__name__ for cls in type(error).__mro__}
     if names & {"DistBackendError", "DistNetworkError", "DistStoreError"}:
@@ -131,10 +133,11 @@ def _record(code: int, message: str) -> None:
     """Leave exit code and message where the job looks for them; on a full disk at least the file's name."""
     if STATE not in os.environ:
         return
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_NODEID") or "0"
-    record = {"rank": int(rank), "node": socket.gethostname(), "time": time.time(), "message": message}
+    # A node's roll call has no rank yet.
+    mine = rank() if "RANK" in os.environ else int(os.environ.get("SLURM_NODEID", "0"))
+    record = {"rank": mine, "node": socket.gethostname(), "time": time.time(), "message": message}
     try:
-        with open(os.path.join(os.environ[STATE], f"exit-{code}.rank-{rank}"), "w", encoding="utf-8") as file:
+        with open(os.path.join(os.environ[STATE], f"exit-{code}.rank-{mine}"), "w", encoding="utf-8") as file:
             json.dump(record, file)
     except OSError as error:
         print(f"{os.environ[STATE]}: {error}", file=sys.stderr, flush=True)

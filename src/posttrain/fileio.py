@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+GIB = 2**30  # bytes
+
 
 def digest(material: Any) -> str:
     """SHA-256 over the canonical JSON of `material`, in hexadecimal."""

@@ -39,7 +39,7 @@ def test_the_penalty_is_in_the_loss_once(
     found = []
     shares = adalora.allocation
     monkeypatch.setattr(
-        "posttrain.training.stage.allocation",
+        "posttrain.training.callbacks.allocation",
         lambda trainer: (found.append(penalty_of(trainer.model)), shares(trainer))[1],
     )
     with_penalty = first_loss(recipe, "adalora", model, rows, tmp_path / "adalora", accumulated)

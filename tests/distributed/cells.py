@@ -85,6 +85,7 @@ def observed(kept: Path):
     Checkpoints are copied to `kept` before they go. ZeRO-3 would leave parameters as small as these whole.
     """
     from posttrain.distributed import checks
+    from posttrain.log import is_main
     from posttrain.runs.paths import CHECKPOINTS
     from posttrain.training.stage import Stage
 
@@ -105,7 +106,7 @@ def observed(kept: Path):
 
     def keeping(stage, **options):
         seen["launch"] = str(stage.launch)
-        if stage.is_main and not kept.exists():
+        if is_main() and not kept.exists():
             shutil.copytree(stage.run_dir / CHECKPOINTS, kept)
         close(stage, **options)
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from posttrain.ppo.actor_critic import POLICY, REFERENCE, positions, trunk_of
+from posttrain.ppo.health import Finding
+from posttrain.tracking.trainers import DescribesWork, DrawsCompletions, TrainsPolicy, WatchesItself, trained_model
 
 from .conftest import PROMPTS, count_e, tensors
 
@@ -376,10 +378,24 @@ def test_a_model_that_forbids_tokens_is_refused(make, tiny, tmp_path):
 def test_some_completions_are_kept_to_be_read(make):
     trainer = make(num_logged_completions=2, max_steps=1)
     trainer.train()
-    assert [d["prompt"] for d in trainer.collector.drawn] and len(trainer.collector.drawn) == 2
-    for d in trainer.collector.drawn:
+    drawn = trainer.pop_completions()
+    assert [d["prompt"] for d in drawn] and len(drawn) == 2
+    assert trainer.pop_completions() == []  # each is given out once
+    for d in drawn:
         text = d["completion"].replace("<|im_end|>", "")
         assert d["score"] == d["rewards/count_e"] == count_e(None, [text])[0]
+
+
+def test_what_it_shows_to_whoever_tracks_it(make):
+    trainer = make(num_ppo_epochs=4)
+    assert all(isinstance(trainer, what) for what in (WatchesItself, DrawsCompletions, DescribesWork, TrainsPolicy))
+    assert trained_model(trainer) is trainer.model.policy
+    # Each token is drawn and weighed by the reference, once; a function is no pass over a model.
+    assert trainer.passes_per_token == 2 / 4
+    trainer.args.bf16 = True  # then a rollout computes the policy again, in the update's precision
+    assert trainer.passes_per_token == 3 / 4
+    trainer.health.findings.append(Finding("kl runaway", 3, 9.0, 1.0, "Raise kl_coef."))
+    assert [finding.name for finding in trainer.findings] == ["kl runaway"]
 
 
 def test_it_learns(make):

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from posttrain.chain.graph import read_chain
+from posttrain.chain.run import state_folder
 from posttrain.config.recipes import RECIPES
 from posttrain.intervals import Share
 from posttrain.report.charts import rails
@@ -53,11 +54,14 @@ def test_an_incomplete_chain_says_what_is_missing(tmp_path):
     reward = chain.run_dir("reward")
     reward.mkdir()
     (reward / "stage.json").write_text("{}")
-    (chain.output_dir / ".logs").mkdir()
+    state = state_folder(chain, "reward")
+    state.mkdir(parents=True)
     write_logs(reward, "reward", steps=60, until=21)
     (chain.output_dir / ".logs" / "reward.stderr").write_text(
-        "h.py:70: UserWarning: step 8: dead critic (0, limit 0). Raise vf_coef.\nTraceback ...\nRuntimeError: boom\n"
+        "h.py:70: UserWarning: step 8: dead critic (0, limit 0). Raise vf_coef.\n"
     )
+    report = {"rank": 0, "node": "here", "time": 1.0, "message": "RuntimeError: boom,\n  with api_key=abcdefgh"}
+    (state / "exit-1.rank-0").write_text(json.dumps(report))
     dpo = chain.run_dir("dpo")
     dpo.mkdir()
     (dpo / "stage.json").write_text("{}")
@@ -68,7 +72,7 @@ def test_an_incomplete_chain_says_what_is_missing(tmp_path):
     assert {n: s.state for n, s in stages.items()} == {
         "sft": "complete", "sample": "complete", "reward": "cut off", "dpo": "gate failed", "ppo": "not started",
     }  # fmt: skip
-    assert stages["reward"].why == "at step 21 of 60; its last error: RuntimeError: boom"
+    assert stages["reward"].why == "at step 21 of 60; its last error: RuntimeError: boom, with api_key=[redacted]"
     assert [(n.step, n.text, n.advice) for n in stages["reward"].notes] == [
         (8, "dead critic: 0, limit 0", "Raise vf_coef.")
     ]

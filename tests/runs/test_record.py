@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from posttrain.chain.run import LAUNCHED, last_launch
 from posttrain.runs.paths import COMPLETIONS, METRICS
 from posttrain.runs.record import Record, drop_lines_after, metric_name, read_records
 
@@ -34,12 +33,6 @@ def test_a_completion_with_a_sign_that_some_take_for_a_line_break(tmp_path, sign
     record.log_completions([{"completion": f"a{sign}b"}], 1)
     record.resume(1)
     assert [r["completion"] for r in read_records(tmp_path / COMPLETIONS)] == [f"a{sign}b"]
-
-
-def test_what_a_stage_said_in_its_last_launch():
-    lines = [f"{LAUNCHED}10:00", "ConfigError: old", f"{LAUNCHED}11:00", "Killed"]
-    assert last_launch(lines) == ["Killed"]
-    assert last_launch(["ConfigError: a tail that begins later"]) == ["ConfigError: a tail that begins later"]
 
 
 @pytest.mark.parametrize(

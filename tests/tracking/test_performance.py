@@ -162,14 +162,12 @@ def test_passes_over_the_model_a_token(tiny, trained, args, passes):
     assert describe_work(trainer_of(model, **args)).flops(100, 50, 10) == pytest.approx(passes * once)
 
 
-def test_ppo_draws_weighs_and_trains(tiny):
+def test_what_a_trainer_draws_and_weighs_is_added_to_what_it_trains(tiny):
     model = llama(tiny)
     model.model.embed_tokens.requires_grad_(False)
-    trainer = trainer_of(model, num_ppo_epochs=4, use_vllm=False)
-    trainer.collector = object()
-    trainer.rewards = [SimpleNamespace(pooled=None), SimpleNamespace(function=len)]
+    trainer = trainer_of(model)
+    trainer.passes_per_token, trainer.pop_completions = 3 / 4, list
     once = _work_of(model, 1.0).flops(100, 50, 10)
-    # Of each token: drawn, by the reference, by one reward model, once; two passes of training, four times.
     assert describe_work(trainer).flops(100, 50, 10) == pytest.approx((2 + 3 / 4) * once)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.peft_methods import is_prompt_learning
+from ..models import is_prompt_learning
 
 TRAINED = "trained.safetensors"
 _ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")

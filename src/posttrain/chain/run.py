@@ -1,4 +1,10 @@
-"""Running a chain here: each stage that is not complete is launched, in order. Imports no torch."""
+"""Running a chain here: each stage that is not complete is launched, in order. Imports no torch.
+
+<output_dir>/.logs/
+  sft.stdout, sft.stderr    what the stage printed, of all its launches
+  sft/                      what the processes of its last launch ended with (`launch/exit_files.py`); a file `stop`
+                            that somebody puts here has the stage save a checkpoint and end
+"""
 
 import json
 import os
@@ -6,11 +12,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from ..errors import EXIT_USER_ERROR, ArtifactError, LaunchError
+from ..errors import EXIT_BUG, EXIT_STOPPED, STATE, ArtifactError, LaunchError, PosttrainError, StoppedError
 from ..fileio import write_atomically
 from ..launch import IN_CHAIN, build_command, die_with_parent, environment
+from ..launch.exit_files import clear_state, read_reports
 from ..runs.directory import lock
 from .graph import Chain, ChainStage, stage_arguments
 from .plan import plan
@@ -80,22 +89,28 @@ def move_aside(chain: Chain, name: str) -> None:
     print(f"kept the previous {name} as {target}", flush=True)
 
 
+def state_folder(chain: Chain, name: str) -> Path:
+    """Where a stage that is launched here says what it ended with, and looks for a file `stop`."""
+    return chain.output_dir / ".logs" / name
+
+
 def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None:
     """Launch one stage; show its lines, keep them and its stderr, and end with its error when it fails."""
     command = build_command(stage.config.recipe, stage_arguments(chain, stage), stage.launch.accelerate_config)
-    logs = chain.output_dir / ".logs"
-    logs.mkdir(exist_ok=True)
+    logs, state = chain.output_dir / ".logs", state_folder(chain, stage.name)
+    clear_state(state)
     log = logs / f"{stage.name}.stderr"
     view.started(stage.name, label, f"accelerate launch {' '.join(command[3:])}", log)
     with log.open("a", encoding="utf-8") as stderr, (logs / f"{stage.name}.stdout").open("a", encoding="utf-8") as kept:
-        stderr.write(f"{LAUNCHED}{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        stderr.write(f"# launched {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         stderr.flush()
+        begun = log.stat().st_size  # earlier launches are kept before it
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=environment(stage.launch.accelerate_config) | {IN_CHAIN: str(os.getpid())},
+            env=environment(stage.launch.accelerate_config) | {IN_CHAIN: str(os.getpid()), STATE: str(state.resolve())},
             preexec_fn=die_with_parent,
         )
         assert process.stdout is not None
@@ -105,34 +120,30 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None
             view.line(stage.name, label, line)
         code = process.wait()
     view.ended(stage.name, result_line(chain.run_dir(stage.name)) if code == 0 else None)
-    if code == 0:
-        return
-    tail = last_launch(log.read_text(encoding="utf-8", errors="replace").splitlines())
-    named = [line for line in tail if line.split(":")[0].endswith("Error") and not line.startswith(_LAUNCHERS_OWN)]
-    last = len(tail) - 1 - tail[::-1].index(named[-1]) if named else 0
-    shown = "\n".join(tail[last:][:25]) if named else "\n".join(tail[-15:])
-    if code == EXIT_USER_ERROR or (named and named[-1].split(":")[0] in _OUR_ERRORS):
-        raise LaunchError(f"stage {stage.name} stopped:\n{_without_launcher(shown)}")
-    print(shown, file=sys.stderr)
-    raise LaunchError(
-        f"stage {stage.name} ended with exit code {code}; its errors are in {log}. "
+    if code != 0:
+        raise _failure(stage.name, code, log, begun, read_reports(state))
+
+
+def _failure(name: str, code: int, log: Path, begun: int, reports: Sequence[Mapping[str, Any]]) -> PosttrainError:
+    """What a stage that ended with `code` ended with, by the reports of its processes.
+
+    The first report is the cause: a process that fails takes the others with it. A message is shown whole; of a crash,
+    the end of the traceback is printed here, and of a process that left no report (it was killed, or the launcher
+    itself failed) the end of its stderr, which begins at byte `begun` of `log`.
+    """
+    first: Mapping[str, Any] = reports[0] if reports else {"code": EXIT_BUG, "message": ""}
+    same = dict.fromkeys(r["message"] for r in reports if r["code"] == first["code"] and r["message"])
+    if first["code"] == EXIT_STOPPED and same:
+        return StoppedError(f"stage {name} {first['message'].removeprefix('StoppedError: ')}")
+    if first["code"] != EXIT_BUG and same:
+        return LaunchError("\n".join([f"stage {name} stopped:", *same]))
+    with log.open("rb") as file:
+        file.seek(begun)
+        text = file.read().decode("utf-8", errors="replace")
+    # accelerate's launcher adds a traceback of its own below the one of the recipe.
+    its_own, found, _ = text.rpartition(first["message"].rstrip(": ")) if first["message"] else (text, "", "")
+    print("\n".join((its_own + found if found else text).splitlines()[-25:]), file=sys.stderr)
+    return LaunchError(
+        f"stage {name} ended with exit code {code}; its errors are in {log}. "
         "Finished stages and checkpoints are kept: run the same command again to go on."
     )
-
-
-_LAUNCHERS_OWN = "subprocess.CalledProcessError"
-_OUR_ERRORS = {"ConfigError", "DataError", "ArtifactError", "LaunchError", "GateError", "UnreachableError"}
-
-
-def _without_launcher(text: str) -> str:
-    """Drop the traceback that accelerate's launcher adds below a recipe's own message."""
-    return text.split("\nTraceback (most recent call last)")[0]
-
-
-LAUNCHED = "# launched "  # in a stage's stderr, which is added to
-
-
-def last_launch(lines: Sequence[str]) -> list[str]:
-    """What a stage's stderr says of its last launch; the file keeps those of earlier ones."""
-    starts = [number for number, line in enumerate(lines) if line.startswith(LAUNCHED)]
-    return list(lines[starts[-1] + 1 :] if starts else lines)

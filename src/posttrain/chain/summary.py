@@ -4,11 +4,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..fileio import GIB
 from ..intervals import percent
 from ..runs.headline import headline
 from ..runs.lineage import is_complete, read_lineage
-
-GIB = 2**30
 
 
 def closing_table(title: str, run_dirs: Mapping[str, Path], width: int = 160) -> str:

@@ -35,7 +35,6 @@ class Method:
         mutates_base: making one rewrites the base's weights: without adapter, the model is not the base.
         prompt_learning: it adds virtual tokens, and touches no layer.
         checkpointing: it trains with gradient checkpointing.
-        left_padding: a row's outputs do not depend on padding on its left.
         copied_by_trl: TRL's own copy of the adapter, DPO's reference, is whole from the start (`copied_reference`).
         continues: a next stage may train the same adapter on, with a frozen copy as its reference.
         four_bit: it trains on a 4-bit base.
@@ -50,7 +49,6 @@ class Method:
     mutates_base: bool = False
     prompt_learning: bool = False
     checkpointing: bool = True
-    left_padding: bool = True
     copied_by_trl: bool = True
     continues: bool = True
     four_bit: bool = True
@@ -83,7 +81,7 @@ _LOST_ENCODER = (
 )
 
 _VIRTUAL: dict[str, Any] = {
-    "mergeable": False, "identity": False, "prompt_learning": True, "left_padding": False,
+    "mergeable": False, "identity": False, "prompt_learning": True,
 }  # fmt: skip
 
 METHODS: dict[str, Method] = {
@@ -264,15 +262,3 @@ def method_of(peft_config: Any) -> str:
     if len(found) != 1:
         raise ConfigError(f"a PEFT adapter of type {kind} is not one of {', '.join(METHODS)}")
     return found[0]
-
-
-def pads_left(model: Any) -> bool:
-    """Whether rows of different lengths may be drawn from in one batch, padded on the left."""
-    configs = getattr(model, "peft_config", None) or {}
-    return all(METHODS[method_of(config)].left_padding for config in configs.values())
-
-
-def is_prompt_learning(model: Any) -> bool:
-    """Whether a model's active adapter is a matter of virtual tokens."""
-    configs = getattr(model, "peft_config", None) or {}
-    return any(config.is_prompt_learning for config in configs.values())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, LaunchError
-from ..fileio import write_atomically
+from ..fileio import GIB, write_atomically
 from ..log import say
 from ..runs.fingerprints import check_safetensors
 from .environment import Launch
@@ -57,6 +57,20 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
         else:
             return checkpoint
     return None
+
+
+def check_room(trainer: Any, run_dir: Path, trained: int) -> None:
+    """Refuse a disk that cannot take the checkpoints and the result of `trained` parameters. Raises LaunchError."""
+    args = trainer.args
+    # One is written before one goes.
+    checkpoints = 0 if args.save_strategy == "no" else (args.save_total_limit or 2) + 1
+    needed = trained * (4 + checkpoints * (4 if args.save_only_model else 12))  # fp32: weights, Adam's two moments
+    free = shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise LaunchError(
+            f"{run_dir}: {free / GIB:.1f} GiB free, about {needed / GIB:.1f} GiB needed for checkpoints "
+            "and the result; free some space, or change output_dir"
+        )
 
 
 def check_resumable(checkpoint: Path, launch: Launch) -> None:

@@ -13,7 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .. import log
 from ..errors import LaunchError
+from .checkpoints import check_resumable, last_whole_checkpoint
+from .environment import Launch
 
 FOLDER_S = 10  # until a folder that another machine has made is seen: network file systems remember what was not there
 MEETING_S = 60  # how long a process waits for the others to come, unless ddp_timeout is shorter
@@ -26,7 +29,7 @@ def meet(facts: Mapping[str, Any], *, timeout_s: float) -> list[dict[str, Any]]:
     `facts` are values of JSON by name; those whose name begins with `_` are passed on and not compared. Raises
     LaunchError, on every process, when one does not come within `timeout_s` seconds (MEETING_S at most), or differs.
     """
-    processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    processes, rank = log.world_size(), log.rank()
     mine = {"_host": socket.gethostname(), **facts}
     if processes == 1:
         return [mine]
@@ -55,6 +58,24 @@ def meet(facts: Mapping[str, Any], *, timeout_s: float) -> list[dict[str, Any]]:
     if differing:
         raise LaunchError("the processes are about to do different things:\n" + "\n".join(differing))
     return everyone
+
+
+def join(
+    run_dir: Path, checkpoints: Path, launch: Launch, facts: Mapping[str, Any], *, timeout_s: float = MEETING_S
+) -> Path | None:
+    """Meet the other processes, which have the same facts and see one run directory with one checkpoint in it.
+
+    Returns the checkpoint to go on from, the last whole one of the folder `checkpoints`; None to begin. Raises
+    LaunchError, on every process, when they differ, or the checkpoint is of another layout.
+    """
+    found = last_whole_checkpoint(checkpoints) if log.is_main() else None
+    mine = {"launch": str(launch), **facts, "_checkpoint": str(found) if found else None}
+    everyone = meet(mine, timeout_s=timeout_s)
+    checkpoint = Path(everyone[0]["_checkpoint"]) if everyone[0]["_checkpoint"] else None
+    share_folder(checkpoint or run_dir, timeout_s=timeout_s)
+    if checkpoint is not None:
+        check_resumable(checkpoint, launch)
+    return checkpoint
 
 
 def share_folder(folder: Path, *, timeout_s: float) -> None:
@@ -117,7 +138,7 @@ def start_process_group(args_timeout_s: float, *, on_cpu: bool) -> None:
     """Begin torch.distributed on CPU processes with `ddp_timeout`, which transformers passes on for GPUs only."""
     import torch.distributed as dist
 
-    if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if on_cpu and log.world_size() > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(seconds=args_timeout_s))
         atexit.register(_leave_process_group)
 

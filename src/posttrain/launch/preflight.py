@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
+from .. import log
 from ..errors import UnreachableError, run_main
 
 NODES = "POSTTRAIN_NODES"  # the nodes' names in the order of their ranks, with commas
@@ -101,7 +102,7 @@ def all_reduce(*, wait_s: float = COLLECTIVE_S) -> float:
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     begun = time.monotonic()
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, size = log.rank(), log.world_size()
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agent_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -115,7 +116,7 @@ def all_reduce(*, wait_s: float = COLLECTIVE_S) -> float:
     try:
         store.wait([f"here/{other}" for other in range(size)], timeout)
         if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(log.local_rank())
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=timeout)
         total = torch.ones(1, device="cuda" if cuda else "cpu")
         dist.all_reduce(total)

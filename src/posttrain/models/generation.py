@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
-from ..config.peft_methods import pads_left
-from .cpu.decoding import cache_with_room, in_slices
+from . import is_prompt_learning
 
 
 @dataclass(frozen=True)
@@ -41,19 +40,15 @@ def generate(
     switched off. Each batch is seeded by its own first row, so that a run resumed at a batch draws what an
     uninterrupted one does.
     """
-    import torch
-    from transformers import LogitsProcessorList
-
     from ..data.conversation import render
     from .cpu.decoding import in_slices
-    from .generation import Draw, end_tokens, fresh_uniforms, settings
 
     ids = [render(p, tokenizer, add_generation_prompt=not isinstance(p, str)) for p in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     results: list[list[Completion]] = [[] for _ in prompts]
     copies = len(temperatures)
     per_batch = max(1, batch_size // copies)
-    mixed = pads_left(model)
+    mixed = not is_prompt_learning(model)
     ends = end_tokens(model, tokenizer)
     was_training = model.training
     model.eval()
@@ -115,8 +110,6 @@ def _shared_prefill(model: Any, input_ids: Any, attention_mask: Any, copies: int
 
 
 def _cuda_devices() -> list[int]:
-    import torch
-
     return [torch.cuda.current_device()] if torch.cuda.is_available() else []
 
 
@@ -228,6 +221,8 @@ def generate_ids(
 
     `uniforms` (B, max_new_tokens) are the random numbers: the same ones draw the same completions, in any batch.
     """
+    from .cpu.decoding import cache_with_room, in_slices
+
     draw = Draw([temperature] * len(input_ids), 1.0, lambda place: uniforms[:, place])
     draw.keep()
     with in_slices(model):

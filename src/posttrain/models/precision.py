@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import ConfigError
+from ..log import world_size
 from .floats import BF16, FP16
 
 
@@ -57,7 +58,7 @@ def decide(values: dict[str, Any]) -> dict[str, Any]:
         if decided.get("bf16"):
             raise ConfigError("bf16: true under DeepSpeed needs a GPU; leave it out")
         decided |= {"use_cpu": False, "bf16": False}  # with use_cpu, accelerate would leave DeepSpeed out
-    if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if on_cpu and world_size() > 1:
         decided["ddp_backend"] = "gloo"
     if decided.get("bf16") is None:
         decided["bf16"] = has_bf16() and not decided.get("fp16")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..config.peft_methods import is_prompt_learning
+from . import is_prompt_learning
 
 Pooled = Callable[[Any, Any, Any], Any]
 
@@ -36,13 +36,19 @@ def score(
 
 def pooled_scores(model: Any, input_ids: Any, attention_mask: Any) -> Any:
     """Scores (B,) at the last attended token of right-padded (B, T) rows, whatever the pad id is."""
-    import torch
+    from transformers.trainer_utils import unwrap_peft_model
 
     if is_prompt_learning(model):  # virtual tokens go in through PEFT's forward, and transformers finds the last token
         return model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
-    lengths = attention_mask.sum(1)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = unwrap_peft_model(model)
     trunk = getattr(base, base.base_model_prefix)
     hidden = trunk(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-    last = hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
+    last = last_attended(hidden, attention_mask)
     return base.score(last.to(base.score.weight.dtype) if hasattr(base.score, "weight") else last)[:, 0].float()
+
+
+def last_attended(hidden: Any, attention_mask: Any) -> Any:
+    """The hidden states (B, H) at the last attended token of right-padded rows (B, T, H)."""
+    import torch
+
+    return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(1) - 1]

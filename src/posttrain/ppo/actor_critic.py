@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer_utils import unwrap_peft_model
 
 from ..models.cpu.lora import NotSideBySide, all_plain, side_by_side
 
@@ -67,7 +68,7 @@ class ActorCritic(nn.Module):
             whole = copy.deepcopy(policy)
             self.value_model = trunk_of(whole.merge_and_unload() if self.is_peft else whole).requires_grad_(True)
         outputs = ("log_probs", "entropy") if entropies else ("log_probs",)
-        add_fused_lm_head(causal_lm(policy), temperature=temperature, outputs=outputs)
+        add_fused_lm_head(unwrap_peft_model(policy), temperature=temperature, outputs=outputs)
         # Zero: a critic that has learned nothing expects nothing.
         self.value_head = Head(policy.config.get_text_config().hidden_size, 1, device=policy.device)
         nn.init.zeros_(self.value_head.weight)
@@ -116,11 +117,11 @@ class ActorCritic(nn.Module):
                     "activations of one role are recomputed in the other; use value_mode: head where it must be true"
                 )
             options["context_fn"] = self._recompute_in_role
-        for model in (causal_lm(self.policy), self.value_model):
+        for model in (unwrap_peft_model(self.policy), self.value_model):
             if model is not None:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **placement)
         if self.is_peft and self.checkpointing is None:  # the first block's input must have a gradient
-            causal_lm(self.policy).enable_input_require_grads()
+            unwrap_peft_model(self.policy).enable_input_require_grads()
         self.checkpointing = (options, placement)
 
     def activation_checkpointing_enable(
@@ -130,7 +131,7 @@ class ActorCritic(nn.Module):
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **placement)
 
     def gradient_checkpointing_disable(self) -> None:
-        causal_lm(self.policy).gradient_checkpointing_disable()
+        unwrap_peft_model(self.policy).gradient_checkpointing_disable()
 
     # Roles
 
@@ -302,7 +303,7 @@ class ActorCritic(nn.Module):
         width = completion_mask.shape[1]
         labels = torch.full_like(input_ids, -100)
         labels[:, -width:] = input_ids[:, -width:].masked_fill(completion_mask == 0, -100)
-        out = causal_lm(model)(
+        out = unwrap_peft_model(model)(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=positions(attention_mask), labels=labels,
             fused_lm_head=True,
         )  # fmt: skip
@@ -312,11 +313,11 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def reward_scores(self, input_ids: Tensor, attention_mask: Tensor, name: str) -> Tensor:
         """A reward adapter's score (B,) of right-padded rows (B, T), at each row's last token."""
+        from ..models.scoring import last_attended
+
         with self.role(name):
             hidden = trunk_of(self.policy)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
-        last = attention_mask.sum(1) - 1
-        pooled = hidden[torch.arange(len(last), device=hidden.device), last]
-        scores: Tensor = self.score_heads[name](pooled)[:, 0]
+        scores: Tensor = self.score_heads[name](last_attended(hidden, attention_mask))[:, 0]
         return scores
 
 
@@ -332,14 +333,9 @@ class Head(nn.Linear):
             return nn.functional.linear(hidden.float(), self.weight.float(), bias)
 
 
-def causal_lm(model: Any) -> Any:
-    """The causal language model under an adapter, or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
 def trunk_of(model: Any) -> Any:
     """A causal language model without its head."""
-    base = causal_lm(model)
+    base = unwrap_peft_model(model)
     return getattr(base, base.base_model_prefix)
 
 

@@ -9,7 +9,7 @@ weigh       KL and scores as a reward a token; advantages and returns
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ from .config import PPOConfig
 from .metrics import Metrics
 from .objective import KLController, RunningMoments
 from .rollout import Rollout, pad_left, pad_right, uniforms
-from .vllm import VLLMSampler
+
+if TYPE_CHECKING:
+    from .vllm import VLLMSampler
 
 
 class Collector:
@@ -49,7 +51,11 @@ class Collector:
         self.rollouts = 0  # made so far, for training
         self.evaluated = 0  # batches of evaluation prompts, in this evaluation
         self.drawn: list[dict[str, Any]] = []  # a few completions of the last rollout, for people to read
-        self.vllm = VLLMSampler(model, accelerator, tokenizer, self.ends, args) if args.use_vllm else None
+        self.vllm: VLLMSampler | None = None
+        if args.use_vllm:
+            from . import vllm
+
+            self.vllm = vllm.VLLMSampler(model, accelerator, tokenizer, self.ends, args)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -85,6 +91,7 @@ class Collector:
         metrics.lap(mode, "time/evaluating", clock)
 
         mask = completion_mask.float()
+        kl_by_row = (objective.kl_per_token(old, ref, "k1") * mask).sum(1)
         kl = objective.kl_per_token(old, ref, self.args.kl_estimator)
         rewards = objective.token_rewards(scores, kl, mask, self.kl.coef)
         advantages = objective.generalized_advantages(rewards, values, mask, self.args.gamma, self.args.lam)
@@ -97,7 +104,7 @@ class Collector:
         )  # fmt: skip
 
         spread = metrics.std(returns, mask)
-        kl_sum = metrics.mean(((old - ref) * mask).sum(1))
+        kl_sum = metrics.mean(kl_by_row)
         seen = {
             "objective/scores": metrics.mean(raw),
             "objective/scores_std": metrics.std(raw, torch.ones_like(raw)),
@@ -116,7 +123,7 @@ class Collector:
             metrics.add(mode, f"rewards/{reward.name}", metrics.mean(given[~given.isnan()]))
         for name, value in seen.items():
             metrics.add(mode, name, value)
-        self._keep_some(prompts, drawn.ids, raw, by_reward, ((old - ref) * mask).sum(1))
+        self._keep_some(prompts, drawn.ids, raw, by_reward, kl_by_row)
         if mode == "train":
             self.kl.update(kl_sum, len(rows) * self.args.world_size)
             self.rollouts += 1
@@ -203,6 +210,11 @@ class Collector:
                 for into, part in zip(found, (*policy, model.reference_logprobs(*batch)), strict=True):
                     into[rows, :drawn_here] = part.float()
         return [part * completion_mask for part in found]
+
+    def pop_completions(self) -> list[dict[str, Any]]:
+        """A few completions of the last rollout, for people to read; each is given out once."""
+        drawn, self.drawn = self.drawn, []
+        return drawn
 
     def _keep_some(
         self, prompts: Sequence[Any], completion_ids: Sequence[list[int]], raw: Tensor, by_reward: Tensor, kl: Tensor

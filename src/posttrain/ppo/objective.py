@@ -17,11 +17,6 @@ from torch import Tensor
 KLEstimator = Literal["k1", "k2", "k3"]
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens that are there: scalar."""
-    return (values * mask).sum() / mask.sum()
-
-
 def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator) -> Tensor:
     """Estimate KL(policy || reference) at each sampled token (B, T), with d = log pi - log pi_ref.
 

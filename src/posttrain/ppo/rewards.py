@@ -7,11 +7,13 @@ reward model reads text rendered as it was in its training.
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.conversation import join, render
-from ..models.scoring import Pooled, score
 from .actor_critic import ActorCritic
+
+if TYPE_CHECKING:
+    from ..models.scoring import Pooled
 
 RewardFunction = Callable[..., Sequence[float]]
 
@@ -19,10 +21,12 @@ RewardFunction = Callable[..., Sequence[float]]
 class ModelReward:
     """A sequence-classification model with its tokenizer; `pooled(model, ids, mask)` gives a batch's scores."""
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, pooled: Pooled | None = None) -> None:
+    def __init__(self, name: str, model: Any, tokenizer: Any, pooled: "Pooled | None" = None) -> None:
         self.name, self.model, self.tokenizer, self.pooled = name, model, tokenizer, pooled
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        from ..models.scoring import score
+
         sides = [render(join(p, c), self.tokenizer, eos=True) for p, c in zip(prompts, completions, strict=True)]
         return score(self.model, self.tokenizer, sides, pooled=self.pooled)
 
@@ -59,6 +63,7 @@ def check_templates(rewards: Sequence[Any], dataset: Any) -> None:
 def as_reward(source: Any, tokenizer: Any, actor_critic: ActorCritic, policy_tokenizer: Any) -> Any:
     """What `reward_funcs` may hold, as something to call. Raises ValueError for anything else."""
     from transformers import AutoTokenizer, PreTrainedModel
+    from transformers.trainer_utils import unwrap_peft_model
 
     if isinstance(source, (str, Path)):
         adapter = actor_critic.add_reward_adapter(Path(source))
@@ -76,7 +81,7 @@ def as_reward(source: Any, tokenizer: Any, actor_critic: ActorCritic, policy_tok
         if own.pad_token_id is None:  # masked, whatever it is
             own.pad_token = own.eos_token
         source.eval().requires_grad_(False)
-        has_score_head = hasattr(source.get_base_model() if hasattr(source, "peft_config") else source, "score")
+        has_score_head = hasattr(unwrap_peft_model(source), "score")
         return ModelReward(type(source).__name__, source, own, pooled=None if has_score_head else classified)
     if callable(source):
         return FunctionReward(source)

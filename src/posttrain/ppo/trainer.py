@@ -30,7 +30,7 @@ from .actor_critic import POLICY, ActorCritic
 from .checks import check_dataset, check_settings
 from .collector import Collector
 from .config import PPOConfig
-from .health import HealthWatch
+from .health import Finding, HealthWatch
 from .metrics import Metrics
 from .rewards import ModelReward, as_reward, check_templates
 from .rollout import Rollout, RolloutSampler, micro_batches
@@ -189,6 +189,33 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         """Whether this optimizer step is one of the critic's alone."""
         return bool(self.state.global_step < self.args.critic_warmup_steps)
 
+    # What a run is told of
+
+    @property
+    def policy(self) -> Any:
+        """The language model that is trained, with its adapters, out of accelerate's wrappers."""
+        return self.accelerator.unwrap_model(self.model).policy
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """What the health watch has found so far, each at the rollout where it began."""
+        return tuple(self.health.findings)
+
+    def pop_completions(self) -> list[dict[str, Any]]:
+        """The last rollout's first `num_logged_completions`, once: `prompt`, `completion`, `score`, `rewards/<name>`
+        and `kl` (nats per completion, to the reference)."""
+        return self.collector.pop_completions()
+
+    @property
+    def passes_per_token(self) -> float:
+        """Forward passes for each token trained on, beside those of the updates.
+
+        A rollout draws each token, and weighs it by the reference and by each reward model; where it draws in another
+        precision than the update, it computes the policy again. All that is used `num_ppo_epochs` times.
+        """
+        judges = sum(isinstance(reward, ModelReward) for reward in self.rewards)
+        return float((2 + self.args.recomputes + judges) / self.args.num_ppo_epochs)
+
     def describe_work(self) -> str:
         """What a run amounts to, in one line."""
         args = self.args
@@ -274,8 +301,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
         with torch.no_grad():
             mode = "train" if self.model.training else "eval"
-            log_ratio = (logprobs - inputs["old_logprobs"]) * mask
-            approx_kl = torch.expm1(log_ratio) - log_ratio
+            approx_kl = objective.kl_per_token(inputs["old_logprobs"] * mask, logprobs * mask, "k3")
             a_token = (policy.loss, value.loss, approx_kl, policy.clipped, policy.ratio * mask, value.clipped)
             self.metrics.add_tokens(mode, a_token, mask)
             if mode == "train" and args.kl_stop is not None:
@@ -353,7 +379,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         """The policy, as an adapter or a model that loads anywhere."""
         if not self.args.should_save:
             return
-        policy = self.accelerator.unwrap_model(self.model).policy
+        policy = self.policy
         options = {"selected_adapters": [POLICY]} if hasattr(policy, "peft_config") else {}
         policy.save_pretrained(output_dir or self.args.output_dir, **options)
         self.processing_class.save_pretrained(output_dir or self.args.output_dir)

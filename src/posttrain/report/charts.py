@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from ..config.metrics import Panel
 from ..config.recipes import RECIPES
+from ..fileio import GIB
 from ..intervals import Share, percent
 from ..redact import clean
 from . import svg
@@ -26,7 +27,6 @@ from .svg import DASHES, INK, MARKERS, MUTED, PANEL, SERIES
 
 SHOWN_SERIES = 6
 SPIKE = 30  # times the median: the axis is logarithmic
-GIB = 2**30
 
 
 @dataclass(frozen=True)

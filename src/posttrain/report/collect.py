@@ -12,7 +12,6 @@ Imports no torch.
 
 import fcntl
 import json
-import re
 import shlex
 import time
 from collections.abc import Mapping
@@ -21,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from ..chain.graph import Chain, ChainStage, stage_arguments
-from ..chain.run import last_launch
+from ..chain.run import state_folder
 from ..config.recipes import RECIPES
 from ..config.stage_config import changed_keys
 from ..errors import ArtifactError
 from ..intervals import Share
 from ..launch import build_command
+from ..launch.exit_files import read_reports
 from ..redact import redact, redact_values
 from ..runs.headline import Measure, headline
 from ..runs.lineage import Lineage, is_complete, read_lineage, resolve_parent
@@ -41,8 +41,6 @@ GLYPHS = {
     "complete": "✓ complete", "running": "▶ running", "cut off": "✂ cut off", "gate failed": "✗ gate failed",
     "not started": "○ not started", "damaged": "✗ damaged",
 }  # fmt: skip
-
-_ERROR = re.compile(r"^[A-Za-z_.]*(?:Error|Exception): .+")
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def read_stage(chain: Chain, stage: ChainStage) -> StageFacts:
     facts.log = read_log(run_dir / METRICS, lambda key: _is_drawn(recipe, key))
     facts.completions, facts.completions_all = sample_lines(run_dir / COMPLETIONS)
     facts.gates = _read_gates(run_dir)
-    facts.state, facts.why = _state(facts, stderr)
+    facts.state, facts.why = _state(facts, state_folder(chain, stage.name))
     if is_complete(run_dir):
         try:
             facts.lineage = read_lineage(run_dir)
@@ -176,8 +174,8 @@ def _is_drawn(recipe: str, metric: str) -> bool:
     return any(panel.find([metric]) or metric == panel.over for panel in RECIPES[recipe].all_panels)
 
 
-def _state(facts: StageFacts, stderr: Path) -> tuple[str, str]:
-    """(state, why) of a stage."""
+def _state(facts: StageFacts, ended: Path) -> tuple[str, str]:
+    """(state, why) of a stage; `ended` is the folder in which its processes report what they ended with."""
     run_dir = facts.run_dir
     if is_complete(run_dir):
         return "complete", ""
@@ -190,8 +188,8 @@ def _state(facts: StageFacts, stderr: Path) -> tuple[str, str]:
     failed = [g for g in facts.gates if not g["passed"]]
     if failed:
         return "gate failed", "; ".join(f"{g['name']}: {g['value']:.4g}, must be {g['accepted']}" for g in failed)
-    errors = [line for line in last_launch(_tail(stderr)) if _ERROR.match(line)]
-    return "cut off", where + (f"; its last error: {redact(errors[-1])[:300]}" if errors else "")
+    message = next((r["message"] for r in read_reports(ended) if r["message"]), "")
+    return "cut off", where + (f"; its last error: {redact(' '.join(message.split()))[:300]}" if message else "")
 
 
 def _is_locked(run_dir: Path) -> bool:

@@ -9,6 +9,7 @@ from ..log import say
 from ..runs.record import metric_name
 from .performance import StepClock
 from .tracker import Tracker
+from .trainers import DrawsCompletions, WatchesItself
 
 # What a line of progress shows of a log.
 SHOWN = (
@@ -30,10 +31,12 @@ def tracking_callback(tracker: Tracker | None, clock: StepClock, trainer: Any) -
     """
     from transformers import TrainerCallback
 
+    watched = trainer if isinstance(trainer, WatchesItself) else None
+
     class TrackingCallback(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.first_step = state.global_step
-            self.alerted = len(_findings(trainer))
+            self.alerted = len(watched.findings) if watched else 0
             self.finite = True
             clock.start()
 
@@ -45,7 +48,7 @@ def tracking_callback(tracker: Tracker | None, clock: StepClock, trainer: Any) -
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             clock.step()
-            for finding in _findings(trainer)[self.alerted :]:
+            for finding in watched.findings[self.alerted :] if watched else ():
                 self.alerted += 1
                 if tracker is not None:
                     tracker.alert(finding.name, str(finding), state.global_step)
@@ -87,19 +90,12 @@ def tracking_callback(tracker: Tracker | None, clock: StepClock, trainer: Any) -
             self.finite = finite
 
         def _report_completions(self, tracker: Tracker, step: int) -> None:
-            collector = getattr(trainer, "collector", None)
-            if collector is None or not collector.drawn:
+            completions = trainer.pop_completions() if isinstance(trainer, DrawsCompletions) else []
+            if not completions:
                 return
-            tracker.log_completions(collector.drawn, step)
-            first = collector.drawn[0]
+            tracker.log_completions(completions, step)
+            first = completions[0]
             asked, answered = (repr(text)[:60] for text in (text_of(first["prompt"]), first["completion"]))
             say(f"  {asked} -> {answered}  score {first['score']:.4g}  kl {first['kl']:.3g}")
-            collector.drawn = []
 
     return TrackingCallback()
-
-
-def _findings(trainer: Any) -> list[Any]:
-    """What PPO's health watch has found so far."""
-    health = getattr(trainer, "health", None)
-    return [] if health is None else list(health.findings)

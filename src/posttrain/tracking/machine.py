@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-GIB = 2**30
+from ..fileio import GIB
+
 POWERCAP = Path("/sys/class/powercap")
 
 

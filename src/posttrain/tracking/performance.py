@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .machine import EnergyMeter, memory_now, peak_flops
+from .trainers import DrawsCompletions, trained_model
 
 PHASES = ("data", "forward", "backward", "optimizer")
 
@@ -235,22 +236,18 @@ class _CudaLaps(_Laps):
 
 
 def describe_work(trainer: Any) -> Work:
-    """FLOP that training takes a token.
+    """FLOP that training takes per token.
 
     A token of training is a forward pass, its gradient to the activations, and its gradient to the weights: TRL's
-    `compute_flops_per_token` is all three. A frozen base needs two. DPO's reference is one more. PPO draws a token
-    once, weighs it by the reference and by each reward model, and trains on it `num_ppo_epochs` times.
+    `compute_flops_per_token` is all three. A frozen base needs two. DPO's reference is one more; a trainer
+    that draws its completions counts its own (`passes_per_token`).
     """
     passes = 3.0 if all(p.requires_grad for p in trainer.model.parameters()) else 2.0
-    args = trainer.args
-    if hasattr(trainer, "collector"):
-        again = 1 if args.bf16 or args.fp16 or args.use_vllm else 0
-        judges = sum(hasattr(reward, "pooled") for reward in trainer.rewards)
-        passes += (2 + again + judges) / args.num_ppo_epochs
-    elif not getattr(args, "precompute_ref_log_probs", True):  # DPO's, and no other's
+    if isinstance(trainer, DrawsCompletions):
+        passes += trainer.passes_per_token
+    elif not getattr(trainer.args, "precompute_ref_log_probs", True):  # DPO's, and no other's
         passes += 1.0
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return _work_of(getattr(model, "policy", model), passes)
+    return _work_of(trained_model(trainer), passes)
 
 
 def _work_of(model: Any, passes: float) -> Work:

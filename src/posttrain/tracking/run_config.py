@@ -2,12 +2,12 @@
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..fileio import lines_of
+from ..log import world_size
 from ..runs.lineage import git_commit, parent_record, versions
 from ..runs.paths import ANSWERS
 from .machine import describe_machine
@@ -33,7 +33,7 @@ def describe_run(stage: Any, performance: Mapping[str, Any] | None = None) -> di
         "environment": {
             "versions": versions() | _installed(_DASHBOARDS),
             "machine": describe_machine(),
-            "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+            "world_size": world_size(),
         },
         "parameters": parameters or {},
         "performance": dict(performance or {}),

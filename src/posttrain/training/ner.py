@@ -6,20 +6,21 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..adapters import start_model
-from ..config.peft_methods import METHODS, is_prompt_learning
+from ..config.peft_methods import METHODS
 from ..config.sections import NerDataSettings, NerGates, NerSettings
 from ..errors import ConfigError, DataError
 from ..fileio import write_atomically
 from ..log import say
-from ..models import cpu
+from ..models import cpu, is_prompt_learning
 from ..models.loading import describe_base
 from ..ner.alignment import IGNORED, Encoded, check_tokenizer, encode, predict, probe_logits
 from ..ner.metrics import as_lines, entity_scores, mistakes
 from ..ner.reading import check_against_train, load_hub_sentences, load_sentences
 from ..ner.sentences import Sentences
+from ..tracking.trainers import trained_model
 from . import gates
 from .policy import model_settings, reload_gate
-from .stage import Stage, trained_model
+from .stage import Stage
 
 PROBE_TOKENS = 48
 KEYS = ("train_file", "validation_file", "test_file")

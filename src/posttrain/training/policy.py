@@ -15,10 +15,11 @@ from ..models.loading import check_tokenizer, describe_base
 from ..models.precision import without_autocast
 from ..runs.answers import Answer, change, comparable, exact_match, read_answers, write_answers
 from ..runs.paths import ADAPTER, ANSWERS
+from ..tracking.trainers import trained_model
 from . import gates
 from .evaluation import answer
 from .gates import Gate
-from .stage import Stage, trained_model
+from .stage import Stage
 
 PROBE_TOKENS = 48
 STOPS_FLOOR = 0.5  # of completions that end by EOS, when gates.stops does not say

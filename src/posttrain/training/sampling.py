@@ -1,7 +1,6 @@
 """Draw completions from a policy, score them, rank them; or measure the policy. What `sample` and `evaluate` share."""
 
 import json
-import os
 import random
 import time
 from collections import Counter
@@ -10,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .. import log
 from ..adapters import fold_for_generation, load_policy
 from ..config.sections import DataSettings, EvaluationSettings, GenerationSettings, ModelSettings, SampleSettings
 from ..data.conversation import Row, as_turn, render
@@ -40,7 +40,7 @@ def load_policy_and_tokenizer(stage: Stage) -> tuple[Any, Any]:
 
     stage.meet()
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(log.local_rank())
     policy, tokenizer = _load_policy_and_tokenizer(stage)
     if torch.cuda.is_available() and not getattr(policy, "is_quantized", False):
         policy.to(torch.cuda.current_device())
@@ -149,7 +149,7 @@ def draw(stage: Stage, policy: Any, tokenizer: Any, prompts: Rows) -> list[list[
     their number changes nothing. Raises StoppedError between two batches, when the run was asked to stop.
     """
     settings, generation = stage.config.part(SampleSettings), stage.config.part(GenerationSettings)
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, processes = log.rank(), log.world_size()
     folder = stage.run_dir / "drawn"
     folder.mkdir(exist_ok=True)
     drawn: list[list[Completion]] = []
@@ -236,7 +236,7 @@ def finish(stage: Stage, pairs: list[Row]) -> None:
     out = stage.run_dir / "data"
     for name, keep in (("train", False), ("validation", True)):
         rows = [p for p in pairs if (json.dumps(p["prompt"]) in held_out) == keep]
-        if rows and stage.is_main:
+        if rows and log.is_main():
             out.mkdir(exist_ok=True)
             _write_jsonl(out / f"{name}.jsonl", rows)
     say(f"{len(pairs)} pairs from {m['prompts']} prompts; mean score {m['mean_score']:.3f}; {m['stopped']:.1%} stopped")

@@ -7,11 +7,8 @@ stage.save(trainer, tokenizer)   into a sibling folder, then renamed
 stage.close(...)                 gates, the model card, then lineage.json: complete
 """
 
-import dataclasses
 import importlib
 import json
-import math
-import os
 import resource
 import shutil
 import sys
@@ -21,22 +18,20 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..adapters import count_parameters
-from ..adapters.adalora import allocation, penalise
+from ..adapters.adalora import penalise
 from ..adapters.checkpoint import keep_all_that_is_trained
 from ..config.peft_methods import METHODS
 from ..config.recipes import RECIPES
 from ..config.sections import DataSettings, TrackingSettings, ValidationSettings
 from ..config.stage_config import StageConfig, parse_args, trainer_class
 from ..data.rows import Rows, load_hub, load_rows
-from ..data.tokens import count_tokens, know_lengths
-from ..distributed import checks, deepspeed_build, environment, fsdp, rendezvous
-from ..distributed.checkpoints import check_resumable, last_whole_checkpoint, mark_whole
-from ..distributed.deepspeed import load_whole, make_whole
-from ..errors import DataError, LaunchError
+from ..data.tokens import know_lengths
+from ..distributed import checks, fsdp, rendezvous, strategy
+from ..distributed.checkpoints import check_room
+from ..errors import DataError
 from ..fileio import write_atomically
 from ..launch import die_with_chain, preflight
-from ..launch.stop import stop_at_request
-from ..log import say
+from ..log import is_main, say, world_size
 from ..models.loading import template_sha256, tokenizer_sha256
 from ..models.precision import decide, describe_weights, take_off_autocast
 from ..redact import redact_values
@@ -46,10 +41,13 @@ from ..runs.key import stage_key
 from ..runs.lineage import Lineage, git_commit, hash_files, parent_record, verify, versions, write_lineage
 from ..runs.paths import ADAPTER, CARD, CHECKPOINTS, MODEL
 from ..tracking.identity import identify
+from ..tracking.performance import StepClock
 from ..tracking.run_config import answers_of, describe_run, final_numbers
 from ..tracking.select import choose
 from ..tracking.tracker import Tracker
+from ..tracking.trainers import describe_batches, trained_model
 from . import gates as gate_checks
+from .callbacks import callbacks_of
 from .gates import Gate
 
 LOCK_S = 100  # a job that starts again elsewhere may find a process of its last try dying; preflight waits for longer
@@ -60,11 +58,7 @@ class Stage:
 
     def __init__(self, config: StageConfig) -> None:
         self.config = config
-        self.launch = environment.check_launch(config.recipe)
-        sizes = (int(config.values.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline"))
-        self.launch = dataclasses.replace(self.launch, split=math.prod(sizes))
-        if self.launch.strategy.startswith("zero"):
-            deepspeed_build.use()
+        self.launch = strategy.read_launch(config.recipe, config.values)
         self.run_dir = config.output_dir
         self.inputs = {role: Path(path) for role, path in config.inputs.items()}
         self.parents = {role: verify(path) for role, path in self.inputs.items()}
@@ -82,10 +76,6 @@ class Stage:
     @property
     def policy(self) -> Lineage | None:
         return self.parents.get("policy")
-
-    @property
-    def is_main(self) -> bool:
-        return int(os.environ.get("RANK", "0")) == 0
 
     # Data
 
@@ -140,10 +130,7 @@ class Stage:
         rendezvous.start_process_group(timeout_s, on_cpu=values["use_cpu"])
         module, name = trainer_class(self.config.recipe)
         args = getattr(importlib.import_module(module), name)(**values)
-        checks.check_state(args, self.launch)
-        if self.launch.strategy == "fsdp2":
-            fsdp.allow_on_cpu()
-        load_whole()
+        strategy.prepare(args, self.launch)
         return args
 
     def meet(self, timeout_s: float = rendezvous.MEETING_S) -> None:
@@ -151,19 +138,15 @@ class Stage:
 
         Raises LaunchError on all of them otherwise.
         """
-        found = last_whole_checkpoint(self.run_dir / CHECKPOINTS) if self.is_main else None
-        prints = {name: data["fingerprint"] for name, data in self.data.items()}
-        everyone = rendezvous.meet(
-            {
-                "launch": str(self.launch), "seed": self.config.values.get("seed"), "data": prints,
-                "versions": versions(), "key": self.key, "_checkpoint": str(found) if found else None,
-            },
-            timeout_s=timeout_s,
-        )  # fmt: skip
-        self.checkpoint = Path(everyone[0]["_checkpoint"]) if everyone[0]["_checkpoint"] else None
-        rendezvous.share_folder(self.checkpoint or self.run_dir, timeout_s=timeout_s)
-        if self.checkpoint is not None:
-            check_resumable(self.checkpoint, self.launch)
+        facts = {
+            "seed": self.config.values.get("seed"),
+            "data": {name: data["fingerprint"] for name, data in self.data.items()},
+            "versions": versions(),
+            "key": self.key,
+        }
+        self.checkpoint = rendezvous.join(
+            self.run_dir, self.run_dir / CHECKPOINTS, self.launch, facts, timeout_s=timeout_s
+        )
 
     def announce(self, trainer: Any) -> None:
         """Print what the run amounts to, and refuse a disk that cannot take its checkpoints."""
@@ -171,23 +154,14 @@ class Stage:
         checks.check_trainer(trainer, self.launch)
         checks.check_deepspeed_bf16(trainer, gate_checks.dtype_of(trained_model(trainer)))
         trained, total = self.parameters = count_parameters(trainer.model)
-        work = trainer.describe_work() if hasattr(trainer, "describe_work") else describe_work(trainer)
         say(
-            f"{work}; {METHODS[self.config.adapter.method].title}: {trained:,} of {total:,} parameters trained "
-            f"({trained / total:.2%}); {'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}; {self.launch}"
+            f"{describe_batches(trainer)}; {METHODS[self.config.adapter.method].title}: {trained:,} of {total:,} "
+            f"parameters trained ({trained / total:.2%}); {'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}; "
+            f"{self.launch}"
         )
-        checkpoints = (
-            0 if args.save_strategy == "no" else (args.save_total_limit or 2) + 1
-        )  # one is written before one goes
-        needed = trained * (4 + checkpoints * (4 if args.save_only_model else 12))  # fp32: weights, Adam's two moments
         if not trainer.is_deepspeed_enabled and (note := describe_weights(trainer.model)):
             say(f"note: {note}")
-        free = shutil.disk_usage(self.run_dir).free
-        if free < needed:
-            raise LaunchError(
-                f"{self.run_dir}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed for checkpoints "
-                "and the result; free some space, or change output_dir"
-            )
+        check_room(trainer, self.run_dir, trained)
 
     def train(self, trainer: Any) -> None:
         """Train to the end, from the last whole checkpoint when an earlier try was cut off.
@@ -202,36 +176,25 @@ class Stage:
             know_lengths(trainer)
             keep_one_order(trainer)
         reach_samplers_behind_skips()
-        checkpoint = self.checkpoint
         step = 0
-        if checkpoint is not None:
-            step = int(checkpoint.name.rpartition("-")[2])
-            say(f"resuming from {checkpoint}")
+        if self.checkpoint is not None:
+            step = int(self.checkpoint.name.rpartition("-")[2])
+            say(f"resuming from {self.checkpoint}")
         keep_all_that_is_trained(trainer)
         if self.launch.strategy == "fsdp2":
             fsdp.choose_units(trainer)
         if self.config.adapter.method == "adalora":
-            trainer.add_callback(allocation(trainer))
             penalise(trainer)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(checks.watch_wrapper(trainer, self.launch))
-        trainer.add_callback(mark_whole(self.launch))
-        self.track(trainer, step)
-        trainer.add_callback(stop_at_request())
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        make_whole(trainer)
-        fsdp.make_whole(trainer)
-        take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
-
-    def track(self, trainer: Any, step: int) -> None:
-        """Report what the trainer logs from `step` on."""
-        from ..tracking.callback import tracking_callback
-        from ..tracking.performance import StepClock
-
-        clock = StepClock(trainer, pairs=RECIPES[self.config.recipe].pairs)
+        clock = StepClock(trainer, pairs=RECIPES[self.config.recipe].pairs)  # the penalty is part of the loss
+        callbacks = callbacks_of(self, trainer, clock)
         if self.tracker is not None:
             self.tracker.start(describe_run(self, clock.describe()), step)
-        trainer.add_callback(tracking_callback(self.tracker, clock, trainer))
+        trainer.remove_callback(PrinterCallback)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        strategy.gather_trained(trainer)
+        take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
 
     def last_logs(self, trainer: Any) -> dict[str, Any]:
         """The last value of each number that was logged."""
@@ -249,7 +212,7 @@ class Stage:
         is_adapter = isinstance(model, PeftModel)
         result = ADAPTER if is_adapter else MODEL
         partial = self.run_dir / f".{result}.partial"
-        if self.is_main:
+        if is_main():
             shutil.rmtree(partial, ignore_errors=True)
             options = {"selected_adapters": ["default"], "save_embedding_layers": False} if is_adapter else {}
             model.save_pretrained(str(partial), **options)
@@ -269,7 +232,7 @@ class Stage:
         """Require the gates, then write the lineage: from here on the stage is complete. Checkpoints are removed."""
         import torch
 
-        if not self.is_main:
+        if not is_main():
             return
         write_atomically(self.run_dir / "gates.json", json.dumps([g.to_dict() for g in self.gates], indent=2) + "\n")
         gate_checks.require(self.gates, self.run_dir)
@@ -297,7 +260,7 @@ class Stage:
             versions=versions(),
             git_commit=git_commit(),
             seed=self.config.values.get("seed"),
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            world_size=world_size(),
             metrics=self.metrics,
             gates=[g.to_dict() for g in self.gates],
             cost=cost,
@@ -324,7 +287,7 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
     """
     die_with_chain()
     stage = Stage(parse_args(recipe, sys.argv[1:] if argv is None else argv))
-    if stage.is_main:
+    if is_main():
         settings = stage.config.part(TrackingSettings)
         choice = choose(settings)
         wait_s = LOCK_S if preflight.num_nodes() > 1 else 0
@@ -333,7 +296,7 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
         stage.tracker = Tracker(identify(stage.run_dir, stage.key, recipe), choice, settings)
     if preflight.num_nodes() > 1:
         nodes, took = preflight.num_nodes(), preflight.all_reduce()
-        say(f"preflight: all-reduce over {os.environ['WORLD_SIZE']} ranks on {nodes} nodes in {took:.2f} s")
+        say(f"preflight: all-reduce over {world_size()} ranks on {nodes} nodes in {took:.2f} s")
     say(f"{recipe}: {stage.config.source} -> {stage.run_dir}  key {stage.key[:12]}")
     for note in stage.config.notes:
         say(f"note: {note}")
@@ -346,26 +309,3 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
 def _given(config: StageConfig) -> dict[str, Any]:
     """The values that are set, for one printed line; config.yaml has them all."""
     return {k: v for k, v in config.to_dict().items() if v not in (None, {}, [])}
-
-
-def describe_work(trainer: Any) -> str:
-    """Global batch, steps and tokens of a trainer that goes through its rows."""
-    args = trainer.args
-    copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get another batch
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * copies
-    per_epoch = max(1, -(-len(trainer.train_dataset) // batch))
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
-    tokens = round(count_tokens(trainer.train_dataset) * steps / per_epoch)
-    where = f"{copies} processes"
-    if hasattr(trainer, "layout"):
-        where = f"{copies} cop{'ies' if copies > 1 else 'y'} on {args.world_size} processes ({trainer.layout})"
-    return (
-        f"global batch {batch} = {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x "
-        f"{where}; {steps} steps; {tokens:,} tokens"
-    )
-
-
-def trained_model(trainer: Any) -> Any:
-    """The model that a trainer was made for; of PPO's several roles, the policy."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return getattr(model, "policy", model)

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from transformers.trainer_utils import unwrap_peft_model
 
 from .mesh import Mesh
-from .tensor import language_model, local
+from .tensor import local
 
 BUCKET_BYTES = 64 * 2**20  # one message between copies of the model
 
@@ -19,7 +20,7 @@ def trained(model: Any) -> list[Any]:
 
 def tied_end(model: Any, mesh: Mesh) -> Any | None:
     """The embedding of which the other end of the pipeline trains a copy; None where there is none."""
-    base = language_model(model)
+    base = unwrap_peft_model(model)
     if mesh.layout.pipeline == 1 or not base.config.tie_word_embeddings or not (mesh.is_first or mesh.is_last):
         return None
     weight = base.get_input_embeddings().weight

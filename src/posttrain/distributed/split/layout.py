@@ -13,6 +13,7 @@ from typing import Any
 from ...config.sections import ParallelSettings
 from ...config.split_rules import MODELS
 from ...errors import ConfigError, LaunchError
+from ...log import world_size
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def read_layout(config: Any, base: str) -> Layout | None:
                 f"{asked} splits the model itself, and {name} would split it again: launch with "
                 "accelerate_configs/hybrid_3d.yaml or its like, or leave both keys out"
             )
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = world_size()
     if processes % (tensor * pipeline):
         raise LaunchError(
             f"{asked} needs a multiple of {tensor * pipeline} processes, {processes} were launched: change "

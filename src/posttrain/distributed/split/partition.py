@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from transformers.trainer_utils import unwrap_peft_model
 
 from .mesh import Mesh
-from .tensor import language_model
 
 
 class PassOn(nn.Module):
@@ -35,7 +35,7 @@ class Cut:
     """A model that is cut into stages, in place; `mend` makes it whole again."""
 
     def __init__(self, model: Any, mesh: Mesh) -> None:
-        self.mesh, self.base = mesh, language_model(model)
+        self.mesh, self.base = mesh, unwrap_peft_model(model)
         self.layers = self.base.config.num_hidden_layers
         self.aside: dict[str, nn.Module] = {}
         for name in list(self._parts()):

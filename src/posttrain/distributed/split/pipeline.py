@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from transformers.trainer_utils import unwrap_peft_model
 
 from .mesh import Mesh
-from .tensor import language_model
 
 Score = Callable[[int, Tensor], Tensor]  # (micro-batch, hidden states) -> its loss, a scalar
 
@@ -32,7 +32,7 @@ class Stage(nn.Module):
         if self.mesh.is_last:
             assert self.score is not None
             return self.score(int(index), x)
-        base = language_model(self.model)
+        base = unwrap_peft_model(self.model)
         name = "input_ids" if self.mesh.is_first else "inputs_embeds"
         with self.autocast():
             out = base.base_model(**{name: x}, attention_mask=attention_mask, use_cache=False)
@@ -67,7 +67,7 @@ class Pipeline:
         made_for, schedule = self.prepared.get(train, (None, None))
         if made_for == (shape, count):
             return schedule
-        layout, base = self.mesh.layout, language_model(self.stage.model)
+        layout, base = self.mesh.layout, unwrap_peft_model(self.stage.model)
         hidden = torch.empty(*shape, base.config.hidden_size, dtype=base.dtype, device="meta", requires_grad=train)
         ids = torch.empty(shape, dtype=torch.long, device="meta")
         # Told the shapes, torch does not find them out by a forward and backward pass of its own.

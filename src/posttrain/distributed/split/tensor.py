@@ -16,20 +16,16 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
+from transformers.trainer_utils import unwrap_peft_model
 
 from ...errors import ConfigError
-
-
-def language_model(model: Any) -> Any:
-    """The causal language model, inside of its adapter if it has one."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def shard(model: Any, devices: Any) -> None:
     """Cut a model's layers over the processes of a one-dimensional device mesh, in place."""
     from peft.tuners.lora import Linear
 
-    base = language_model(model)
+    base = unwrap_peft_model(model)
     for name, module in list(base.named_modules()):
         style = base.tp_plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
         if style is None or not any(True for _ in module.parameters()):  # another stage has it

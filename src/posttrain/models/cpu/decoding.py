@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.trainer_utils import unwrap_peft_model
 
 MANY_ROWS, SLICE = 16, 768
 
@@ -78,7 +79,7 @@ def cache_with_room(model: Any, tokens: int) -> DynamicCache | None:
 
     Layers of other kinds, those with a sliding window among them, stay transformers'.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = unwrap_peft_model(model)
     takes_it = "past_key_values" in inspect.signature(base.forward).parameters  # Mamba's name is another
     if not (takes_it and base._supports_default_dynamic_cache()) or base.generation_config.cache_implementation:
         return None

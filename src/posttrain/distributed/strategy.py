@@ -1,0 +1,38 @@
+"""What a launch's strategy needs: before a trainer's arguments are made, after that, and after training."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from . import checks, deepspeed, deepspeed_build, environment, fsdp
+from .environment import Launch
+
+
+def read_launch(recipe: str, values: Mapping[str, Any]) -> Launch:
+    """The launch of this process, with the split that a stage's `values` ask for. Imports no torch.
+
+    Raises LaunchError for a launch that cannot be what was meant.
+    """
+    launch = environment.check_launch(recipe)
+    sizes = (int(values.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline"))
+    if launch.strategy.startswith("zero"):
+        deepspeed_build.use()
+    return dataclasses.replace(launch, split=math.prod(sizes))
+
+
+def prepare(args: Any, launch: Launch) -> None:
+    """Check what accelerate has made of the launch, and have models loaded whole. Call it once `args` are made.
+
+    Raises LaunchError.
+    """
+    checks.check_state(args, launch)
+    if launch.strategy == "fsdp2":
+        fsdp.allow_on_cpu()
+    deepspeed.load_whole()
+
+
+def gather_trained(trainer: Any) -> None:
+    """Have the trained parameters whole on every process again, for what is measured and saved after training."""
+    deepspeed.make_whole(trainer)
+    fsdp.make_whole(trainer)
