@@ -131,6 +131,8 @@ class Stage:
         The processes of a launch meet here, and are what was asked for, or a LaunchError is raised: weights come later.
         `changes` are values that follow from the data; the stage's configuration stays as it was given.
         """
+        from ..upstream.accelerate import follow_fsdp_on_cpu
+
         values = decide({**self.config.trainer_values(), **changes})
         values["output_dir"] = str(self.run_dir / CHECKPOINTS)
         values["report_to"] = "none"  # or transformers' own callbacks would report too; tracking/ does
@@ -142,7 +144,7 @@ class Stage:
         args = getattr(importlib.import_module(module), name)(**values)
         checks.check_state(args, self.launch)
         if self.launch.strategy == "fsdp2":
-            fsdp.allow_on_cpu()
+            follow_fsdp_on_cpu()
         load_whole()
         return args
 
@@ -196,7 +198,8 @@ class Stage:
         """
         from transformers import PrinterCallback
 
-        from ..distributed.sampler import keep_one_order, reach_samplers_behind_skips
+        from ..distributed.sampler import keep_one_order
+        from ..upstream.accelerate import reach_samplers_behind_skips
 
         if trainer.args.train_sampling_strategy == "group_by_length":
             know_lengths(trainer)
