@@ -135,7 +135,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch.nn.Module": (
         "_parameters", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
     ),
-    "torch.distributed.fsdp.FSDPModule": ("_orig_cls_mro_index",),
+    "torch.distributed.fsdp._fully_shard._fully_shard": ("_orig_cls_mro_index",),
     "torch.distributed.fsdp._fully_shard._fsdp_state.FSDPState": (
         "_pre_forward_hook_handle", "_post_forward_hook_handle", "_fsdp_param_groups",
     ),
