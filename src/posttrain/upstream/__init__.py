@@ -67,6 +67,11 @@ CALLED: dict[str, Parameters] = {
     "transformers.Trainer._set_signature_columns_if_needed": ("self",),
     "transformers.Trainer.get_tp_size": ("self",),
     "transformers.LlamaForCausalLM._supports_default_dynamic_cache": (),
+    # `models.cpu.decoding` and `models.generation` pass a cache as `past_key_values`, which 5.24 calls `cache`.
+    "transformers.LlamaForCausalLM.forward": (
+        "self", "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels",
+        "use_cache", "logits_to_keep", "kwargs",
+    ),
     "transformers.distributed.tensor_parallel.TensorParallelLayer.shard_param": ("self", "module", "param", "mesh"),
     "transformers.distributed.tensor_parallel.TensorParallelLayer.install_forward": ("self", "module", "mesh"),
     "transformers.integrations.deepspeed.unset_hf_deepspeed_config": (),
