@@ -155,14 +155,9 @@ def foreign_names(file, tree):
         elif isinstance(node, ast.Assign | ast.AugAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in (t for outer in targets for t in (outer.elts if isinstance(outer, ast.Tuple) else [outer])):
-                if isinstance(target, ast.Attribute) and ast.unparse(target.value) in names:
-                    yield node.lineno, ast.unparse(target)
-                elif (
-                    isinstance(target, ast.Attribute)
-                    and ast.unparse(target.value) != "self"
-                    and target.attr not in LISTED
-                    and is_method(target.attr)
-                ):
+                if not isinstance(target, ast.Attribute) or (owner := ast.unparse(target.value)) == "self":
+                    continue
+                if owner in names or (target.attr not in LISTED and is_method(target.attr)):
                     yield node.lineno, ast.unparse(target)
         elif isinstance(node, ast.ClassDef):
             for path in bases_of(node, names):
