@@ -205,8 +205,8 @@ def measure(config: str, args: argparse.Namespace) -> dict[str, Any]:
     from accelerate.state import AcceleratorState
     from transformers import LlamaForCausalLM
 
-    from posttrain.distributed import fsdp
     from posttrain.distributed.deepspeed import load_whole
+    from posttrain.upstream.accelerate import follow_fsdp_on_cpu
 
     cuda = torch.cuda.is_available()
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -214,7 +214,7 @@ def measure(config: str, args: argparse.Namespace) -> dict[str, Any]:
     # As a recipe's arguments have it: with cpu=True accelerate would leave DeepSpeed out.
     PartialState(cpu=not cuda and not config.startswith("zero"), backend=None if cuda else "gloo")
     if config == "fsdp2":
-        fsdp.allow_on_cpu()
+        follow_fsdp_on_cpu()
     accelerator = Accelerator(cpu=not cuda and not config.startswith("zero"))
     gc.collect()
     before = {storage.data_ptr() for tensor in live() for storage in storages(tensor)}  # of the strategy before

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from posttrain.distributed.sampler import OneOrder, reach_samplers_behind_skips
+from posttrain.distributed.sampler import OneOrder
+from posttrain.upstream.accelerate import reach_samplers_behind_skips
 
 LENGTHS = [n % 7 + 1 for n in range(50)]
 

@@ -444,3 +444,10 @@ def test_a_bandit_reaches_the_optimum_of_reward_and_kl(make):
     start = (best.exp() * (best - reference)).sum()
     assert start > 0.3  # there was something to learn
     assert (policy.exp() * (policy - best)).sum() < 0.02
+
+
+def test_a_model_card_for_the_hub_has_the_tags(make, tmp_path):
+    trainer = make()
+    trainer.create_model_card(model_name="speller", tags="mine")
+    text = (tmp_path / "ppo" / "README.md").read_text()
+    assert "- mine\n- trl\n- ppo\n" in text and "speller" in text

@@ -17,6 +17,8 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
+from ..upstream.peft import register_method
+
 BOTTLENECK = "BOTTLENECK"
 PREFIX = "bottleneck_"
 
@@ -122,17 +124,4 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc]
         self._replace_module(parent, target_name, layer, target)
 
 
-def register() -> None:
-    """Make PEFT know the method; safe to call again.
-
-    `peft.utils.register_peft_method` takes only names that are in PEFT's own enumeration, so that its tables are
-    filled in here.
-    """
-    from peft import mapping
-
-    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[BOTTLENECK] = BottleneckConfig
-    mapping.PEFT_TYPE_TO_TUNER_MAPPING[BOTTLENECK] = BottleneckModel
-    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[BOTTLENECK] = PREFIX
-
-
-register()
+register_method(BOTTLENECK, BottleneckConfig, BottleneckModel, PREFIX)

@@ -25,21 +25,14 @@ def keep_all_that_is_trained(trainer: Any) -> None:
         return
     if trainer.is_deepspeed_enabled:  # its checkpoints hold every trained parameter
         return
-    save = trainer._save
+    from safetensors.torch import load_file, save_file
 
-    def save_all(output_dir: str | None = None, state_dict: Any = None) -> None:
-        from safetensors.torch import save_file
+    from ..upstream.transformers import add_to_checkpoints
 
-        save(output_dir, state_dict)
-        if output_dir is not None:
-            save_file({k: v.detach().cpu().contiguous() for k, v in _state(model).items()}, Path(output_dir) / TRAINED)
+    def write(folder: Path) -> None:
+        save_file({k: v.detach().cpu().contiguous() for k, v in _state(model).items()}, folder / TRAINED)
 
-    def load_all(resume_from_checkpoint: str, model_: Any = None) -> None:
-        from safetensors.torch import load_file
-
-        _load(model, load_file(Path(resume_from_checkpoint) / TRAINED))
-
-    trainer._save, trainer._load_from_checkpoint = save_all, load_all
+    add_to_checkpoints(trainer, write, lambda folder: _load(model, load_file(folder / TRAINED)))
 
 
 def _state(model: Any) -> dict[str, Tensor]:

@@ -73,10 +73,11 @@ def know_lengths(trainer: Any) -> None:
 
     transformers infers lengths from `input_ids` only, and TRL's pairs have none.
     """
+    from ..upstream.transformers import keep_column
+
     dataset = trainer.train_dataset
     if "chosen_ids" not in dataset.column_names:
         return
     name = trainer.args.length_column_name
     trainer.train_dataset = dataset.add_column(name, pair_lengths(dataset))
-    trainer._set_signature_columns_if_needed()  # or the column is dropped as unused before it is read
-    trainer._signature_columns = [*trainer._signature_columns, name]
+    keep_column(trainer, name)

@@ -9,14 +9,13 @@ from typing import Any
 
 
 def load_whole() -> None:
-    """Have transformers load whole weights. Call it once arguments are made, and before a model is.
+    """Have transformers load whole weights: roles are copied, and gates computed, from these.
 
-    accelerate 1.15 has ZeRO-3 split them while they are read, whatever `zero3_init_flag` says
-    (`DeepSpeedPlugin.set_deepspeed_weakref`); roles are copied, and gates computed, from whole ones.
+    Call it once arguments are made, and before a model is.
     """
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    from ..upstream.transformers import forget_deepspeed
 
-    unset_hf_deepspeed_config()
+    forget_deepspeed()
 
 
 def is_split(parameter: Any) -> bool:
@@ -28,17 +27,12 @@ def is_split(parameter: Any) -> bool:
 def before_split() -> Iterator[None]:
     """While a model that ZeRO-3 will split is still whole: TRL's head gathers what is split, and only that.
 
-    trl 1.16 asks every head for its ZeRO-3 status as soon as DeepSpeed is configured
-    (`trl/trainer/utils.py`, `maybe_gather_lm_head_ctx`); a reference model may be split already.
+    A reference model may be split already.
     """
-    from trl.trainer import utils
+    from ..upstream.trl import gathering_heads_of
 
-    gather = utils.maybe_gather_lm_head_ctx
-    utils.maybe_gather_lm_head_ctx = lambda *parameters: gather(*(p for p in parameters if is_split(p)))
-    try:
+    with gathering_heads_of(is_split):
         yield
-    finally:
-        utils.maybe_gather_lm_head_ctx = gather
 
 
 @contextmanager
@@ -58,6 +52,8 @@ def make_whole(trainer: Any) -> None:
     """Give a trained model its parameters back: from here on it is an ordinary model, on every process."""
     from torch import nn
 
+    from ..upstream.torch import replace_parameters
+
     model = trainer.accelerator.unwrap_model(trainer.model)
     gathered: dict[Any, Any] = {}
     for parameter in filter(is_split, model.parameters()):
@@ -66,6 +62,5 @@ def make_whole(trainer: Any) -> None:
     if not gathered:
         return
     trainer.model_wrapped.destroy()  # its hooks would look for what they split
-    for module in model.modules():
-        module._parameters = {name: gathered.get(p, p) for name, p in module._parameters.items()}
+    replace_parameters(model, gathered)
     trainer.model_wrapped = model

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from ..upstream.transformers import replace_train_sampler
+
 
 class OneOrder(LengthGroupedSampler):  # type: ignore[misc]
     """Another order in each epoch, by `seed` and epoch, and nothing else.
@@ -32,30 +34,8 @@ class OneOrder(LengthGroupedSampler):  # type: ignore[misc]
 def keep_one_order(trainer: Any) -> None:
     """Give a trainer that sorts by length OneOrder."""
     args = trainer.args
-    own = trainer._get_train_sampler
     copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get another batch
     batch = args.train_batch_size * args.gradient_accumulation_steps * copies
     seed = args.seed if args.data_seed is None else args.data_seed
 
-    def sampler(dataset: Any = None) -> Any:
-        return OneOrder(batch, own(dataset).lengths, seed=seed)
-
-    trainer._get_train_sampler = sampler
-
-
-def reach_samplers_behind_skips() -> None:
-    """After a resume in the middle of an epoch, tell the sampler on each of several processes which epoch it is.
-
-    accelerate 1.15's DataLoaderShard.set_epoch looks two levels deep, and a skip in front of a process's share of the
-    batches is a third: without this every sampler begins with the order of epoch 0 again. Safe to call again.
-    """
-    from accelerate.data_loader import SkipBatchSampler
-
-    def set_epoch(self: Any, epoch: int) -> None:
-        inner = self.batch_sampler
-        while hasattr(inner, "batch_sampler"):
-            inner = inner.batch_sampler
-        if hasattr(inner.sampler, "set_epoch"):
-            inner.sampler.set_epoch(epoch)
-
-    SkipBatchSampler.set_epoch = set_epoch
+    replace_train_sampler(trainer, lambda own: OneOrder(batch, own.lengths, seed=seed))

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..upstream.accelerate import follow_fsdp_on_cpu
 from . import checks, deepspeed, deepspeed_build, environment, fsdp
 from .environment import Launch
 
@@ -28,7 +29,7 @@ def prepare(args: Any, launch: Launch) -> None:
     """
     checks.check_state(args, launch)
     if launch.strategy == "fsdp2":
-        fsdp.allow_on_cpu()
+        follow_fsdp_on_cpu()
     deepspeed.load_whole()
 
 

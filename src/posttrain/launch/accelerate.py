@@ -85,20 +85,9 @@ def accelerate_environment(config_file: Path) -> dict[str, str]:
 
     For a process that is to be several launches one after the other: a benchmark, a sweep of tests.
     """
-    from unittest import mock
+    from ..upstream.accelerate import launch_environment
 
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-
-    parsed = launch_command_parser().parse_args(["--config_file", str(config_file), "script.py"])
-    args, defaults, _ = _validate_launch_command(parsed)
-    with mock.patch.dict(os.environ, clear=True):
-        if args.use_deepspeed:
-            args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-            made = prepare_deepspeed_cmd_env(args)[1]
-        else:
-            made = prepare_multi_gpu_env(args)
-    return {k: v for k, v in made.items() if k.startswith(("ACCELERATE_", "FSDP_"))}
+    return launch_environment(config_file)
 
 
 def die_with_parent() -> None:

@@ -59,8 +59,9 @@ def _same_base(name: str, lineage: Lineage) -> bool:
 
 def describe_base(name: str, settings: ModelSettings, model: Any) -> dict[str, Any]:
     """What a lineage records of the base."""
-    path = Path(name)
-    commit = getattr(model.config, "_commit_hash", None)
+    from ..upstream.transformers import commit_of
+
+    path, commit = Path(name), commit_of(model.config)
     return {
         "name": str(path.resolve()) if path.is_dir() else name,
         "revision": settings.model_revision or commit,

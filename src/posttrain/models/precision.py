@@ -90,13 +90,12 @@ def describe_weights(model: Any) -> str | None:
 
 
 def take_off_autocast(model: Any) -> None:
-    """Give a trained model its own `forward` back, so that it computes as it does when it is loaded again.
+    """Give a trained model its own `forward` back, so that it computes as it does when it is loaded again."""
+    from ..upstream.accelerate import forward_before_autocast
 
-    accelerate's mixed precision is a wrapper of `forward` that `unwrap_model` leaves on. Its `keep_fp32_wrapper=False`
-    takes too much off: every decorator that `forward` has of its own (see huggingface/accelerate#4255).
-    """
-    if "_original_forward" in vars(model):
-        model.forward = model._original_forward
+    own = forward_before_autocast(model)
+    if own is not None:
+        model.forward = own
 
 
 @contextmanager

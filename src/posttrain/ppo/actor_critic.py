@@ -8,8 +8,8 @@
                 an adapter and a head; or a model     or a model
     reward      an adapter and its score head         a model of its own (rewards.py)
 
-Roles are switched here and not by PEFT's `set_adapter` and `disable_adapter`: those change `requires_grad` of the
-adapters that they leave and enter, in the middle of an update.
+Roles are switched by `upstream.peft.switched` and not by PEFT's `set_adapter` and `disable_adapter`: those change
+`requires_grad` of the adapters that they leave and enter, in the middle of an update.
 """
 
 import copy
@@ -44,7 +44,7 @@ class ActorCritic(nn.Module):
     def __init__(
         self, policy: Any, *, value_mode: str, copy_reference: bool, temperature: float, entropies: bool = False
     ) -> None:
-        from trl.trainer.utils import add_fused_lm_head
+        from ..upstream.trl import add_fused_lm_head
 
         super().__init__()
         self.is_peft = hasattr(policy, "peft_config")
@@ -137,9 +137,9 @@ class ActorCritic(nn.Module):
 
     def set_trainable(self) -> None:
         """Fix which layers have adapters, and that only the policy's and the critic's parameters are trained."""
-        self.adapter_layers = [
-            m for m in self.policy.modules() if hasattr(m, "_active_adapter") and hasattr(m, "_disable_adapters")
-        ]
+        from ..upstream.peft import adapter_layers
+
+        self.adapter_layers = adapter_layers(self.policy)
         if not self.is_peft:
             return
         for name, parameter in self.policy.named_parameters():
@@ -153,22 +153,14 @@ class ActorCritic(nn.Module):
         """Whether a parameter's name belongs to the critic."""
         return name.startswith(("value_head.", "value_model.")) or VALUE in name.split(".")
 
-    @contextmanager
-    def role(self, adapter: str | None) -> Iterator[None]:
+    def role(self, adapter: str | None) -> AbstractContextManager[None]:
         """Compute with this adapter, or with none, for a while."""
-        before = [(layer._active_adapter, layer._disable_adapters) for layer in self.adapter_layers]
-        for layer in self.adapter_layers:
-            layer._disable_adapters = adapter is NO_ADAPTER
-            if adapter is not NO_ADAPTER:
-                layer._active_adapter = [adapter]
-        try:
-            yield
-        finally:
-            for layer, (active, disabled) in zip(self.adapter_layers, before, strict=True):
-                layer._active_adapter, layer._disable_adapters = active, disabled
+        from ..upstream.peft import switched
+
+        return switched(self.adapter_layers, adapter)
 
     def _recompute_in_role(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        active = self.adapter_layers[0]._active_adapter[0]
+        active = self.adapter_layers[0].active_adapters[0]
         return nullcontext(), self.role(active)
 
     def _copy_adapter(self, source: str, target: str) -> None:

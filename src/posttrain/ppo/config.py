@@ -1,9 +1,9 @@
-"""PPO's settings on top of transformers' and TRL's. Each default names where it comes from."""
+"""PPO's settings on top of transformers'. Each default names where it comes from."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trl.trainer.base_config import _BaseConfig
+from transformers import TrainingArguments
 
 _CHOICES = {
     "kl_estimator": ("k1", "k2", "k3"),
@@ -14,7 +14,7 @@ _CHOICES = {
 
 
 @dataclass
-class PPOConfig(_BaseConfig):  # type: ignore[misc]
+class PPOConfig(TrainingArguments):  # type: ignore[misc]
     """Settings of `PPOTrainer`.
 
     A rollout is `per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches` prompts a process. It is
@@ -23,6 +23,13 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     Sources: [O] Ouyang et al., 2022; [Z] Ziegler et al., 2019; [H] Huang et al., 2024, "The N+ implementation details
     of RLHF with PPO"; [S] Schulman et al., 2017; [A] Andrychowicz et al., 2021.
     """
+
+    # As in TRL's trainers
+    logging_steps: float = field(default=10, metadata={"help": "Log every x steps; below 1, every share of them."})
+    gradient_checkpointing: bool = field(
+        default=True, metadata={"help": "Compute activations again in the backward pass rather than keep them."}
+    )
+    bf16: bool | None = field(default=None, metadata={"help": "Compute in bf16; None: unless fp16 is set."})
 
     learning_rate: float = field(
         default=1e-5, metadata={"help": "Of the policy. LoRA wants about ten times [H]'s 3e-6."}
@@ -107,6 +114,7 @@ class PPOConfig(_BaseConfig):  # type: ignore[misc]
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a model's folder brings along."})
 
     def __post_init__(self) -> None:
+        self.bf16 = not self.fp16 if self.bf16 is None else self.bf16
         super().__post_init__()
         # Every column reaches the reward functions.
         self.remove_unused_columns = False

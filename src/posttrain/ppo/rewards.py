@@ -77,7 +77,7 @@ def as_reward(source: Any, tokenizer: Any, actor_critic: ActorCritic, policy_tok
                 f"reward_funcs: {type(source).__name__} has {source.config.num_labels} labels; a reward model has one "
                 "(num_labels=1)"
             )
-        own = tokenizer or AutoTokenizer.from_pretrained(source.config._name_or_path)
+        own = tokenizer or AutoTokenizer.from_pretrained(source.config.name_or_path)
         if own.pad_token_id is None:  # masked, whatever it is
             own.pad_token = own.eos_token
         source.eval().requires_grad_(False)

@@ -15,28 +15,26 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
-from trl.trainer.base_trainer import _BaseTrainer
 
 from ..distributed.deepspeed import is_split, load_whole, whole
 from ..models import cpu
 from ..models.generation import check_generation_settings
 from . import checkpoint, objective
 from .actor_critic import POLICY, ActorCritic
-from .checks import check_dataset, check_settings
 from .collector import Collector
 from .config import PPOConfig
 from .health import Finding, HealthWatch
 from .metrics import Metrics
-from .rewards import ModelReward, as_reward, check_templates
 from .rollout import Rollout, RolloutSampler, micro_batches
 
 
-class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
+class PPOTrainer(Trainer):  # type: ignore[misc]
     """Proximal policy optimisation of a language model, used like TRL's online trainers.
 
     Args:
@@ -58,9 +56,6 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
     Raises ValueError for what does not fit together, before anything is drawn.
     """
 
-    _tag_names: ClassVar = ["trl", "ppo"]
-    _name = "PPO"
-    _paper: ClassVar = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}
     # `compute_loss` divides by the tokens of the whole optimizer step itself.
     loss_is_scaled_for_ga = True
 
@@ -79,7 +74,10 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
     ) -> None:
         from peft import get_peft_model
         from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-        from trl.trainer.utils import disable_dropout_in_model
+
+        from ..upstream.trl import disable_dropout_in_model
+        from .checks import check_dataset, check_settings
+        from .rewards import ModelReward, as_reward, check_templates
 
         args = args or PPOConfig("ppo")
         set_seed(args.seed)
@@ -89,7 +87,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
             model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=args.trust_remote_code)
         if any(map(is_split, model.parameters())):
             raise ValueError("ZeRO-3 has split the model already: load it before PPOConfig is made, or pass its name")
-        tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config.name_or_path)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         continued = hasattr(model, "peft_config")
@@ -268,7 +266,7 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
 
     def _make_rollout(self, rows: Sequence[dict[str, Any]], mode: str) -> Rollout:
         """Under ZeRO-3 weights are gathered once for all of it, the health watch's copy included, not once a token."""
-        from trl.models.utils import unwrap_model_for_generation
+        from ..upstream.trl import unwrap_model_for_generation
 
         was_training = self.model.training
         self.model.eval()
@@ -363,6 +361,11 @@ class PPOTrainer(_BaseTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     # Checkpoints
+
+    def create_model_card(self, *, tags: str | Sequence[str] | None = None, **about: Any) -> None:
+        """transformers' draft of a model card, with the tags that TRL's trainers give theirs."""
+        given = [tags] if isinstance(tags, str) else list(tags or ())
+        super().create_model_card(tags=[*given, "trl", "ppo"], **about)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """transformers' `save_model`, which under DeepSpeed would gather all roles; here the policy is, and saved."""

@@ -21,15 +21,13 @@ class VLLMSampler:
     """
 
     def __init__(self, actor_critic: ActorCritic, accelerator: Any, tokenizer: Any, ends: set[int], args: PPOConfig):
-        from trl.import_utils import is_vllm_available
+        from ..upstream.trl import is_vllm_available, make_vllm_generation
 
         if not torch.cuda.is_available() or not is_vllm_available():
             missing = "the package vllm (pip install trl[vllm])" if torch.cuda.is_available() else "a CUDA device"
             raise ValueError(f"use_vllm: it needs {missing}; leave use_vllm out to draw with transformers")
-        from trl.generation.vllm_generation import VLLMGeneration
-
         self.actor_critic, self.args = actor_critic, args
-        self.generation = VLLMGeneration(
+        self.generation = make_vllm_generation(
             actor_critic.policy, accelerator, tokenizer, mode=args.vllm_mode,
             server_base_url=args.vllm_server_base_url, tensor_parallel_size=args.vllm_tensor_parallel_size,
             gpu_memory_utilization=args.vllm_gpu_memory_utilization, max_model_length=args.vllm_max_model_length,

@@ -133,7 +133,8 @@ def peak_flops(device: Any, dtype: str) -> tuple[float, str]:
     The maker's, as TRL lists them, for a known accelerator; otherwise the median of large products, measured here.
     """
     import torch
-    from trl.trainer.utils import get_peak_flops
+
+    from ..upstream.trl import get_peak_flops
 
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

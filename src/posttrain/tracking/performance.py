@@ -251,7 +251,7 @@ def describe_work(trainer: Any) -> Work:
 
 
 def _work_of(model: Any, passes: float) -> Work:
-    from trl.trainer.utils import compute_flops_per_token
+    from ..upstream.trl import compute_flops_per_token
 
     config = model.config.get_text_config()
     fits = all(hasattr(config, k) for k in ("num_key_value_heads", "intermediate_size", "num_attention_heads"))

@@ -57,7 +57,8 @@ def probe_logprobs(model: Any, input_ids: Sequence[int], *, adapter: str | None 
     `adapter` switches first: a name, or None for "adapters off"; "" leaves the active one.
     """
     import torch
-    from trl.trainer.utils import use_adapter
+
+    from ..upstream.trl import use_adapter
 
     ids = torch.tensor([list(input_ids)], device=model.device)
     was_training = model.training
@@ -146,16 +147,19 @@ def dpo_step_zero(trainer: Any, *, beta_loss: bool) -> list[Gate]:
     log-probability, times the root of the tokens that are summed. A wrong reference is off by nats.
     """
     import torch
+    from accelerate.utils import send_to_device
+
+    from ..upstream.trl import recorded_metrics
 
     rows = [trainer.train_dataset[i] for i in range(min(4, len(trainer.train_dataset)))]
-    inputs = trainer._prepare_inputs(trainer.data_collator(rows))
+    inputs = send_to_device(trainer.data_collator(rows), trainer.args.device)
     was_training = trainer.model.training
     trainer.model.eval()
     with torch.no_grad(), before_split(), trainer.compute_loss_context_manager():
         loss = float(trainer.compute_loss(trainer.model, inputs))
     trainer.model.train(was_training)
     margin = 0.0
-    for metrics in trainer._metrics.values():
+    for metrics in recorded_metrics(trainer).values():
         margin = max([margin, *(abs(v) for v in metrics.get("rewards/margins", []))])
         metrics.clear()
     dtype = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else dtype_of(trainer.model)

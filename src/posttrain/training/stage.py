@@ -170,7 +170,8 @@ class Stage:
         """
         from transformers import PrinterCallback
 
-        from ..distributed.sampler import keep_one_order, reach_samplers_behind_skips
+        from ..distributed.sampler import keep_one_order
+        from ..upstream.accelerate import reach_samplers_behind_skips
 
         if trainer.args.train_sampling_strategy == "group_by_length":
             know_lengths(trainer)

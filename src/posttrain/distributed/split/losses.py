@@ -9,7 +9,6 @@ Micro-batch losses add up to the batch's. A sum over tokens, divided by their nu
 mean over pairs is weighed by the micro-batch's share of pairs, a mean over tokens by its share of tokens.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import gcd
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...config.split_rules import TOKEN_LOSSES
+from ...upstream.trl import unread_metrics
 from .mesh import Mesh
 
 
@@ -94,7 +94,7 @@ def gather_copies(mesh: Mesh) -> Callable[[Tensor], Tensor]:
 @contextmanager
 def set_aside(trainer: Any, **values: Any) -> Iterator[None]:
     """Attributes of a trainer for a while, and metrics and a count of tokens that nobody reads."""
-    values |= {"_metrics": {"train": defaultdict(list)}, "_total_train_tokens": 0}
+    values |= unread_metrics()
     kept = {name: getattr(trainer, name) for name in values}
     for name, value in values.items():
         setattr(trainer, name, value)

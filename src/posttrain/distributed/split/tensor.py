@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 from transformers.trainer_utils import unwrap_peft_model
 
 from ...errors import ConfigError
+from ...upstream.torch import replace_parameters
+from ...upstream.transformers import install_parallel_style
 
 
 def shard(model: Any, devices: Any) -> None:
@@ -44,27 +45,25 @@ def shard(model: Any, devices: Any) -> None:
 
 
 def _cut(style: str, module: Any, devices: Any) -> None:
-    module._whole_forward = vars(module).get("forward")
-    for name in list(module._parameters):
-        ALL_PARALLEL_STYLES[style].shard_param(module, name, devices)
-    ALL_PARALLEL_STYLES[style].install_forward(module, devices)
+    module.whole_forward = vars(module).get("forward")
+    install_parallel_style(style, module, devices)
 
 
 def unshard(model: Any) -> None:
     """Give a sharded model its whole parameters and its own forward back. Every process of the mesh comes here."""
     whole: dict[Any, nn.Parameter] = {}
     for module in model.modules():
-        if "_whole_forward" in vars(module):
+        if "whole_forward" in vars(module):
             del module.forward
-            if module._whole_forward is not None:
-                module.forward = module._whole_forward
-            del module._whole_forward
-        for name, parameter in module._parameters.items():
-            if isinstance(parameter, DTensor) and parameter not in whole:
-                whole[parameter] = nn.Parameter(
-                    parameter.full_tensor().detach().clone(), requires_grad=parameter.requires_grad
-                )
-            module._parameters[name] = whole.get(parameter, parameter)
+            if module.whole_forward is not None:
+                module.forward = module.whole_forward
+            del module.whole_forward
+    for parameter in model.parameters():
+        if isinstance(parameter, DTensor):
+            whole[parameter] = nn.Parameter(
+                parameter.full_tensor().detach().clone(), requires_grad=parameter.requires_grad
+            )
+    replace_parameters(model, whole)
 
 
 def local(tensor: Any) -> Any:

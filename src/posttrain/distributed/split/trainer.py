@@ -15,6 +15,7 @@ import torch.distributed as dist
 from transformers import Trainer
 
 from ...errors import ConfigError
+from ...upstream.trl import count_tokens_of_every_process, recorded_metrics, use_adapter
 from . import gradients
 from .checkpoint import Order, collect, load_optimizer, save_optimizer, save_weights
 from .layout import Layout
@@ -74,7 +75,7 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
             )
             # An adapter's reference is the same model, with another adapter or none.
             self.reference = others[0] if others else self.pipeline if hasattr(self, "loss_types") else None
-            self._tp_size = 1  # metrics are gathered over copies of the model, which count every token once
+            count_tokens_of_every_process(self)  # metrics are gathered over copies of the model, which have each once
         # The model manages its own placement and gradients: transformers wraps it in nothing.
         self.is_distributed_loading_by_transformers = True
 
@@ -125,8 +126,6 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
 
     def _as_reference(self) -> Any:
         """The adapter that is DPO's reference, while stages run it; on the last, TRL's own function switches."""
-        from trl.trainer.utils import use_adapter
-
         if self.mesh.is_last or not hasattr(self.model, "peft_config"):
             return nullcontext()
         return use_adapter(self.model, adapter_name="ref" if "ref" in self.model.peft_config else None)
@@ -140,9 +139,10 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The last stage has the metrics, process 0 writes them."""
         if self.pipeline is not None:
-            found = [self._metrics["train"]]
+            metrics = recorded_metrics(self)
+            found = [metrics["train"]]
             dist.broadcast_object_list(found, group_src=self.layout.pipeline - 1, group=self.mesh.pipeline)
-            self._metrics["train"] = found[0]
+            metrics["train"] = found[0]
         super().log(logs, start_time)
 
     # Checkpoints

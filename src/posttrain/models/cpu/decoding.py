@@ -79,9 +79,11 @@ def cache_with_room(model: Any, tokens: int) -> DynamicCache | None:
 
     Layers of other kinds, those with a sliding window among them, stay transformers'.
     """
+    from ...upstream.transformers import takes_dynamic_cache
+
     base = unwrap_peft_model(model)
     takes_it = "past_key_values" in inspect.signature(base.forward).parameters  # Mamba's name is another
-    if not (takes_it and base._supports_default_dynamic_cache()) or base.generation_config.cache_implementation:
+    if not (takes_it and takes_dynamic_cache(base)) or base.generation_config.cache_implementation:
         return None
     cache = DynamicCache(config=model.config)
     cache.layers = [LayerWithRoom(tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]

@@ -14,14 +14,12 @@ BUDGET_BYTES = 512 * 2**20
 def use_dense_lm_head() -> bool:
     """Give TRL's trainers this head where no Triton device is there. Returns whether it did; safe to call again."""
     import torch
-    from trl.trainer import utils
 
     if torch.cuda.is_available() or torch.xpu.is_available():
         return False
-    if not isinstance(utils._ChunkedLogProbFunction, _DenseLogProb):
-        utils._ChunkedLogProbFunction = _DenseLogProb(utils._ChunkedLogProbFunction)
-        # In this module the name only decides whether the labelled positions are gathered first.
-        utils._use_triton = lambda device: True
+    from ...upstream.trl import replace_logprob_function
+
+    replace_logprob_function(_DenseLogProb)
     return True
 
 

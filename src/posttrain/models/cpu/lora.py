@@ -23,10 +23,9 @@ from torch.autograd.function import once_differentiable
 
 def use_accumulated_lora() -> None:
     """Give PEFT's LoRA layers this forward, in this process; safe to call again."""
-    from peft.tuners.lora import Linear
+    from ...upstream.peft import replace_lora_forward
 
-    if not hasattr(Linear, "peft_forward"):
-        Linear.peft_forward, Linear.forward = Linear.forward, _forward
+    replace_lora_forward(_forward)
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -144,11 +143,13 @@ def _is_plain_adapter(layer: Any, name: str) -> bool:
 
 def _is_untouched(part: Any) -> bool:
     """Whether calling a linear module is no more than its product with fp32 weights in memory."""
+    from ...upstream.torch import has_hooks
+
     if type(part) is not nn.Linear or "forward" in vars(part):  # accelerate's offloading puts one there
         return False
     weight = part.weight
     return (
-        not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+        not has_hooks(part)
         and type(weight) is nn.Parameter
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32

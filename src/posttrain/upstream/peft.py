@@ -1,0 +1,49 @@
+"""What PEFT 0.21 keeps to itself, of layers with adapters and of its list of methods."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+def adapter_layers(model: Any) -> list[Any]:
+    """The modules of a model that compute with one of several adapters: tuner layers, and heads that are trained."""
+    return [m for m in model.modules() if hasattr(m, "_active_adapter") and hasattr(m, "_disable_adapters")]
+
+
+@contextmanager
+def switched(layers: Sequence[Any], adapter: str | None) -> Iterator[None]:
+    """Compute with this adapter, or with none, for a while; `layers` are `adapter_layers`.
+
+    PEFT's `set_adapter` and `disable_adapter` change `requires_grad` of the adapters that they leave and enter.
+    """
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = adapter is None
+        if adapter is not None:
+            layer._active_adapter = [adapter]
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def replace_lora_forward(forward: Callable[..., Any]) -> None:
+    """Give PEFT's LoRA layers this `forward`, in this process; its own is their `peft_forward`. Safe to call again."""
+    from peft.tuners.lora import Linear
+
+    if not hasattr(Linear, "peft_forward"):
+        Linear.peft_forward, Linear.forward = Linear.forward, forward
+
+
+def register_method(name: str, config: type, tuner: type, prefix: str) -> None:
+    """Make PEFT know a method; safe to call again.
+
+    `peft.utils.register_peft_method` takes only names that are in PEFT's own enumeration, so that its tables are
+    filled in here.
+    """
+    from peft import mapping
+
+    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[name] = config
+    mapping.PEFT_TYPE_TO_TUNER_MAPPING[name] = tuner
+    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[name] = prefix

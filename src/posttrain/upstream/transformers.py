@@ -1,0 +1,86 @@
+"""What transformers 5.23 keeps to itself, of trainers and of models."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Trainers
+
+
+def keep_column(trainer: Any, name: str) -> None:
+    """Have `trainer` keep a column of its rows that the model's forward does not name.
+
+    transformers drops it as unused before anything reads it, `length_column_name` too; the public
+    `remove_unused_columns=False` would keep all the others as well.
+    """
+    trainer._set_signature_columns_if_needed()
+    trainer._signature_columns = [*trainer._signature_columns, name]
+
+
+def replace_train_sampler(trainer: Any, make: Callable[[Any], Any]) -> None:
+    """Have `trainer` take the rows of an epoch from `make(sampler)`, where `sampler` is the one that it would take.
+
+    A subclass would override `_get_train_sampler`; a trainer that exists already has no public way.
+    """
+    own = trainer._get_train_sampler
+    trainer._get_train_sampler = lambda dataset=None: make(own(dataset))
+
+
+def add_to_checkpoints(trainer: Any, write: Callable[[Path], None], read: Callable[[Path], None]) -> None:
+    """Have `trainer` write more into each folder that it saves weights to, and resume from that alone.
+
+    `write(folder)` comes after transformers' own files; `read(folder)` takes the place of what transformers reads.
+    """
+    save = trainer._save
+
+    def save_more(output_dir: str | None = None, state_dict: Any = None) -> None:
+        save(output_dir, state_dict)
+        if output_dir is not None:
+            write(Path(output_dir))
+
+    def load(resume_from_checkpoint: str, model: Any = None) -> None:
+        read(Path(resume_from_checkpoint))
+
+    trainer._save, trainer._load_from_checkpoint = save_more, load
+
+
+def forget_deepspeed() -> None:
+    """Have transformers load whole weights. Call it once arguments are made, and before a model is.
+
+    accelerate 1.15 has ZeRO-3 split them while they are read, whatever `zero3_init_flag` says
+    (`DeepSpeedPlugin.set_deepspeed_weakref`).
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
+# Models
+
+
+def commit_of(config: Any) -> str | None:
+    """The hub's commit that a model was loaded from; None of a folder."""
+    commit: str | None = getattr(config, "_commit_hash", None)
+    return commit
+
+
+def blocks_of(model: Any) -> list[str]:
+    """Class names of the modules that must not be split, as a model's authors list them; empty where they do not."""
+    return list(getattr(model, "_no_split_modules", None) or ())
+
+
+def takes_dynamic_cache(model: Any) -> bool:
+    """Whether `generate` would give this model a `DynamicCache`."""
+    return bool(model._supports_default_dynamic_cache())
+
+
+def install_parallel_style(style: str, module: Any, devices: Any) -> None:
+    """Cut a module's own parameters over a device mesh and replace its `forward`, by a style of a `tp_plan`.
+
+    The public way, `from_pretrained(tp_plan=)`, cuts while it loads, and so before an adapter is made.
+    """
+    from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
+
+    for name, _ in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+        ALL_PARALLEL_STYLES[style].shard_param(module, name, devices)
+    ALL_PARALLEL_STYLES[style].install_forward(module, devices)
