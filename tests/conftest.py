@@ -21,7 +21,7 @@ import pytest
 import forked
 
 ROOT = Path(__file__).parents[1]
-
+PYTHON = sys.executable  # a new interpreter, also where `forked_processes` is in use
 
 
 def pytest_configure(config):
@@ -218,7 +218,7 @@ def run_recipe(recipe: str, *args, expect: int | None = 0, env=None, fresh: bool
 
     `fresh` starts a new interpreter, as a user does: for what is about imports and the first second.
     """
-    python = sys.executable if fresh else forked.python()
+    python = PYTHON if fresh else forked.python()
     command = [python, str(ROOT / "recipes" / f"{recipe}.py"), *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})})
     if expect is not None:

@@ -26,7 +26,7 @@ PRELOADED = (
 )  # fmt: skip
 # What this process read at import: a request with other values gets a new interpreter.
 READ_AT_IMPORT = (
-    "CI", "CUDA_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_", "TRL_", "OMP_", "MKL_", "OPENBLAS_", "KMP_",
+    "CI", "CUDA_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_", "TRL_", "OMP_", "MKL_", "OPENBLAS_",
     "LD_", "MALLOC_", "PYTHONHASHSEED", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE", "PYTORCH_", "TORCHINDUCTOR_",
     "TORCHDYNAMO_", "TORCH_LOGS", "TORCH_COMPILE", "TRITON_", "DS_", "BNB_", "WANDB_", "TRACKIO_", "COVERAGE_",
 )  # fmt: skip
@@ -48,13 +48,19 @@ def preload() -> None:
     gc.freeze()  # or the first collection of every forked process would copy all that they share
 
 
-def read_at_import(environment: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
+def fits(asked: dict[str, str], *known: dict[str, str]) -> bool:
+    """Whether what was imported here is what an interpreter with this environment would import."""
+    names = {name for environment in (asked, *known) for name in environment if name.startswith(READ_AT_IMPORT)}
+    return all(asked.get(name) in [environment.get(name) for environment in known] for name in names)
 
 
-def serve(folder: Path, owner: int) -> tuple[dict, socket.socket]:
-    """Answer requests until the owner ends. Returns in each forked process only: its request, and the way back."""
-    mine, children = read_at_import(dict(os.environ)), {}  # pidfd -> (pid, connection)
+def serve(folder: Path, owner: int, before: dict[str, str]) -> tuple[dict, socket.socket]:
+    """Answer requests until the owner ends. Returns in each forked process only: its request, and the way back.
+
+    `before` is the environment before the imports: some of them set variables, which a process started by one of
+    these has, and one started by a bare pytest has not.
+    """
+    after, children = dict(os.environ), {}  # pidfd -> (pid, connection)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(folder / "socket"))
         listening.listen(64)
@@ -71,7 +77,7 @@ def serve(folder: Path, owner: int) -> tuple[dict, socket.socket]:
                 elif fd == listening.fileno():
                     connection = listening.accept()[0]
                     request, streams = receive(connection)
-                    if request is None or read_at_import(request["env"]) != mine:
+                    if request is None or not fits(request["env"], before, after):
                         if request is not None:
                             tell(connection, b"n", 0)
                         connection.close()
@@ -171,8 +177,9 @@ def main() -> None:
     folder, owner = Path(sys.argv[1]), int(sys.argv[2])
     inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     path = [p for p in sys.path[1:] if p not in inherited]
+    before = dict(os.environ)
     preload()
-    request, connection = serve(folder, owner)
+    request, connection = serve(folder, owner, before)
     become(request, connection, str(folder / "bin" / "python"), path)
 
 
