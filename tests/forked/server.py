@@ -27,7 +27,7 @@ PRELOADED = (
 # What this process read at import: a request with other values gets a new interpreter.
 READ_AT_IMPORT = (
     "CI", "CUDA_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_", "TRL_", "OMP_", "MKL_", "OPENBLAS_",
-    "LD_", "MALLOC_", "PYTHONHASHSEED", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE", "PYTORCH_", "TORCHINDUCTOR_",
+    "LD_", "MALLOC_", "PYTHONHASHSEED", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE", 
     "TORCHDYNAMO_", "TORCH_LOGS", "TORCH_COMPILE", "TRITON_", "DS_", "BNB_", "WANDB_", "TRACKIO_", "COVERAGE_",
 )  # fmt: skip
 
@@ -49,9 +49,12 @@ def preload() -> None:
 
 
 def fits(asked: dict[str, str], *known: dict[str, str]) -> bool:
-    """Whether what was imported here is what an interpreter with this environment would import."""
+    """Whether what was imported here is what an interpreter with this environment would import; if not, log why."""
     names = {name for environment in (asked, *known) for name in environment if name.startswith(READ_AT_IMPORT)}
-    return all(asked.get(name) in [environment.get(name) for environment in known] for name in names)
+    others = [name for name in names if asked.get(name) not in [environment.get(name) for environment in known]]
+    if others:
+        print(f"a new interpreter, for its own {', '.join(sorted(others))}", flush=True)
+    return not others
 
 
 def serve(folder: Path, owner: int, before: dict[str, str]) -> tuple[dict, socket.socket]:
