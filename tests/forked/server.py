@@ -27,7 +27,7 @@ PRELOADED = (
 # What this process read at import: a request with other values gets a new interpreter.
 READ_AT_IMPORT = (
     "CI", "CUDA_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_", "TRL_", "OMP_", "MKL_", "OPENBLAS_",
-    "LD_", "MALLOC_", "PYTHONHASHSEED", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE", 
+    "LD_", "MALLOC_", "PYTHONHASHSEED", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE",
     "TORCHDYNAMO_", "TORCH_LOGS", "TORCH_COMPILE", "TRITON_", "DS_", "BNB_", "WANDB_", "TRACKIO_", "COVERAGE_",
 )  # fmt: skip
 
