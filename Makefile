@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.posttrain-core
 DEV := $(VENV)/.posttrain-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --durations=25
 
-.PHONY: setup extensions demo demo-ner test test-slow test-distributed test-gpu test-slurm lint format clean
+.PHONY: setup extensions demo demo-ner test test-slow test-distributed test-gpu test-slurm coverage lint format clean
 .DEFAULT_GOAL := demo
 
 setup: $(CORE) $(DEV)
@@ -56,7 +56,11 @@ test-distributed: setup
 
 # Chains on a cluster of two nodes, which it brings up on this machine: needs root, and the packages in .ci/run.
 test-slurm: setup
-	@$(BIN)/python -m pytest -m slurm tests/slurm
+	@$(BIN)/python -m pytest --durations=25 -m slurm tests/slurm
+
+# Which lines the tests of `make test` reach. Slower: its tracer is in every process, and none is forked.
+coverage: setup
+	@$(PYTEST) --cov --cov-report=term:skip-covered -m 'not slow and not distributed and not slurm'
 
 lint: setup
 	@$(BIN)/ruff format --check .

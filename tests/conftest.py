@@ -18,7 +18,27 @@ from pathlib import Path
 
 import pytest
 
+import forked
+
 ROOT = Path(__file__).parents[1]
+PYTHON = sys.executable  # a new interpreter, also where `forked_processes` is in use
+
+
+def pytest_configure(config):
+    forked.open_session()
+
+
+def pytest_unconfigure(config):
+    forked.close_session()
+
+
+@pytest.fixture(scope="module")
+def forked_processes():
+    """What the tests of a module start by `sys.executable`, and what posttrain starts for them, is forked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", forked.python())
+        yield
+
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -193,9 +213,13 @@ def preferences(tmp_path):
     return write_jsonl(tmp_path / "preferences.jsonl", rows)
 
 
-def run_recipe(recipe: str, *args, expect: int | None = 0, env=None):
-    """Run a recipe as a user does; return the finished process."""
-    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *map(str, args)]
+def run_recipe(recipe: str, *args, expect: int | None = 0, env=None, fresh: bool = False):
+    """Run a recipe in a process of its own; return it when it has finished.
+
+    `fresh` starts a new interpreter, as a user does: for what is about imports and the first second.
+    """
+    python = PYTHON if fresh else forked.python()
+    command = [python, str(ROOT / "recipes" / f"{recipe}.py"), *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})})
     if expect is not None:
         assert done.returncode == expect, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

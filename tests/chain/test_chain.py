@@ -3,16 +3,17 @@
 import json
 import re
 import subprocess
-import sys
 
 import pytest
 
-from conftest import ROOT, actions, edit
+from conftest import PYTHON, ROOT, actions, edit
 from posttrain.chain.graph import read_chain
 from posttrain.chain.plan import plan
 from posttrain.chain.run import run
 from posttrain.errors import ArtifactError, ConfigError, LaunchError
 from posttrain.runs.directory import lock
+
+pytestmark = pytest.mark.usefixtures("forked_processes")
 
 
 def tensors(chain, stage):
@@ -100,18 +101,17 @@ def test_a_broken_chain_is_named(chain, old, new, message):
 
 def test_a_typo_in_a_stage_is_reported_by_the_command(chain):
     edit(chain.parent / "dpo.yaml", "beta", "betta")
-    done = subprocess.run(
-        [sys.executable, "-m", "posttrain.cli", "run", str(chain)], capture_output=True, text=True, cwd=ROOT
-    )
+    done = subprocess.run([PYTHON, "-m", "posttrain.cli", "run", str(chain)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert "dpo.yaml: unknown key 'betta'; did you mean 'beta'?" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_failed_gate_stops_the_chain_and_keeps_everything(chain):
+    """By new interpreters throughout: the command, `accelerate launch` and the recipe."""
     edit(chain.parent / "sft.yaml", "gates: {stops: 0}", "gates: {stops: 1}")
     edit(chain.parent / "sft.yaml", "max_new_tokens: 4", "max_new_tokens: 1")
-    command = [sys.executable, "-m", "posttrain.cli", "run", str(chain)]
+    command = [PYTHON, "-m", "posttrain.cli", "run", str(chain)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert "stops: 0, must be at least 1" in done.stderr

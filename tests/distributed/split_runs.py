@@ -291,9 +291,10 @@ def make_adapters(folder: Path) -> None:
 def main(folder: Path) -> None:
     import socket
 
-    import posttrain.parallel.trainer  # noqa: F401
     import torch.multiprocessing as mp
     import trl  # noqa: F401
+
+    import posttrain.distributed.split.trainer  # noqa: F401
 
     for kind in SHAPES:
         make_model(folder, kind)

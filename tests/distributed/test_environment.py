@@ -168,7 +168,7 @@ def test_a_recipe_without_its_launcher_is_refused_before_torch(tmp_path):
 
     done = run_recipe(
         "sft", "--model_name_or_path", "none", "--train_file", "none.jsonl", "--output_dir", tmp_path / "run",
-        expect=2, env={"SLURM_STEP_NUM_TASKS": "2"},
+        expect=2, env={"SLURM_STEP_NUM_TASKS": "2"}, fresh=True,
     )  # fmt: skip
     assert "LaunchError: 2 processes were started" in done.stderr and "Traceback" not in done.stderr
     assert not Path(tmp_path / "run").exists()

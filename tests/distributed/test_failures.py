@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, WORDS, make_tiny_model, run_here, write_jsonl
+from conftest import PYTHON, ROOT, WORDS, make_tiny_model, run_here, write_jsonl
 from distributed.cells import arguments
 from distributed.test_strategies import distance
 from posttrain.distributed.checkpoints import last_whole_checkpoint
 from posttrain.launch import environment
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("forked_processes")]
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+LAUNCH = ["-m", "accelerate.commands.launch", "--config_file"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def config_file(name: str) -> Path:
 
 
 def launch(config: Path, *words, flags=()) -> subprocess.CompletedProcess:
-    command = [*LAUNCH, config, *flags, *words]
+    command = [sys.executable, *LAUNCH, config, *flags, *words]
     return subprocess.run(
         list(map(str, command)), capture_output=True, text=True, timeout=580, env=environment(config)
     )  # fmt: skip
@@ -126,7 +126,7 @@ def test_two_launchers_make_one_run(files, one, tmp_path):
     file = config_file("multinode")
     two = [
         subprocess.Popen(
-            [*LAUNCH, str(file), "--machine_rank", rank, *flags, str(ROOT / "recipes" / "sft.py"), *words],
+            [PYTHON, *LAUNCH, str(file), "--machine_rank", rank, *flags, str(ROOT / "recipes" / "sft.py"), *words],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(file),
         )
         for rank in ("0", "1")

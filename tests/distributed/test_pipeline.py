@@ -12,7 +12,7 @@ from posttrain.launch import build_command, environment
 from posttrain.runs.lineage import verify
 from posttrain.training.gates import probe_logprobs
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("forked_processes")]
 
 COMMON = {
     "max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1, "save_steps": 2, "learning_rate": 0.01,

@@ -15,7 +15,7 @@ from conftest import actions, edit
 from posttrain.chain.graph import read_chain
 from posttrain.chain.run import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_processes")]
 
 
 def test_kill_9_in_every_stage_and_the_same_command_again(chain, tmp_path):

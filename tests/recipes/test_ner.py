@@ -61,7 +61,7 @@ def test_its_entities_are_those_of_transformers_pipeline(tagger, tmp_path):
     assert [e.score for e in found] == pytest.approx([float(t["score"]) for t in theirs], abs=1e-3)
 
 
-def test_the_command_prints_entities(tagger, tmp_path):
+def test_the_command_prints_entities(tagger, tmp_path, forked_processes):
     def command(*arguments, code=0):
         done = subprocess.run(
             [sys.executable, "-m", "posttrain.cli", "tag", *map(str, arguments)], capture_output=True, text=True

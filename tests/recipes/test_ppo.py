@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, WORDS, run_recipe, write_jsonl
 from posttrain.launch import build_command, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_processes")]
 
 
 SMALL = [

@@ -8,6 +8,8 @@ import pytest
 
 from conftest import WORDS, run_recipe, write_jsonl
 
+pytestmark = pytest.mark.usefixtures("forked_processes")
+
 SMALL = [
     "--per_device_train_batch_size", "4", "--learning_rate", "0.02", "--gradient_checkpointing", "false",
     "--adapter.r", "4", "--adapter.alpha", "8",

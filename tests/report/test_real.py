@@ -24,7 +24,7 @@ from posttrain.training.merge import merge
 
 from .test_page import check
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_processes")]
 
 
 def run_in_terminal(command, *, columns=100, rows=30) -> tuple[int, str]:
