@@ -140,8 +140,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         self.metrics = Metrics(self.accelerator)
         self.collector = Collector(actor_critic, self.rewards, args, tokenizer, self.accelerator, self.metrics)
         self.add_callback(self.health)
-        for reward in self.rewards:
-            if isinstance(reward, ModelReward) and not getattr(reward.model, "is_quantized", False):
+        self.reward_models = [reward for reward in self.rewards if isinstance(reward, ModelReward)]
+        for reward in self.reward_models:
+            if not getattr(reward.model, "is_quantized", False):
                 reward.model.to(self.accelerator.device)
         check_settings(args, is_fsdp=self.is_fsdp_enabled, is_deepspeed=self.is_deepspeed_enabled)
 
@@ -211,8 +212,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         A rollout draws each token, and weighs it by the reference and by each reward model; where it draws in another
         precision than the update, it computes the policy again. All that is used `num_ppo_epochs` times.
         """
-        judges = sum(isinstance(reward, ModelReward) for reward in self.rewards)
-        return float((2 + self.args.recomputes + judges) / self.args.num_ppo_epochs)
+        return float((2 + self.args.recomputes + len(self.reward_models)) / self.args.num_ppo_epochs)
 
     def describe_work(self) -> str:
         """What a run amounts to, in one line."""
