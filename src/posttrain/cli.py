@@ -8,6 +8,7 @@ from pathlib import Path
 from .errors import run_main
 
 DEMO_CHAIN = "recipes/configs/smollm2-135m/chain.yaml"
+FULL_DEMO_CHAIN = "recipes/configs/smollm2-135m/chain-full.yaml"
 NER_CHAIN = "recipes/configs/minilm/chain.yaml"
 
 
@@ -47,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "demo", help="post-train a real 135M model on this machine, nothing downloaded from a hub"
     )
-    command.add_argument("--ner", action="store_true", help="a tagger of names instead: MiniLM on made-up sentences")
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--full", action="store_true", help="in more rows and steps: 15 to 30 minutes on two cores")
+    which.add_argument("--ner", action="store_true", help="a tagger of names instead: MiniLM on made-up sentences")
     command.add_argument("--dry-run", action="store_true", help="print what would run and why")
     command.add_argument("--plain", action="store_true", help="lines in place of the live view, on a terminal too")
     command.set_defaults(command=_demo)
@@ -123,7 +126,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     from .report.terminal import choose_view
 
     demo.prepare(ner=arguments.ner)
-    chain = read_chain(ROOT / (NER_CHAIN if arguments.ner else DEMO_CHAIN))
+    chain = read_chain(ROOT / (NER_CHAIN if arguments.ner else FULL_DEMO_CHAIN if arguments.full else DEMO_CHAIN))
     run(chain, dry_run=arguments.dry_run, view=choose_view(chain.name, plain=arguments.plain))
 
 

@@ -7,6 +7,7 @@ rows, are split into train, sample, validation and test, so that no test answer 
 """
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -44,7 +45,7 @@ def prepare(say: Say = print, *, ner: bool = False) -> None:
         demo.prepare(say)
     elif is_prepared():
         say(f"demo: model and data are ready in {CACHE}")
-    elif subprocess.run([sys.executable, "-m", __name__]).returncode != 0:
+    elif subprocess.run([sys.executable, "-m", __name__], env={"TQDM_DISABLE": "1", **os.environ}).returncode != 0:
         raise ArtifactError("the demo's model or data could not be prepared; the message above says why")
 
 
