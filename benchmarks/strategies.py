@@ -205,12 +205,12 @@ def measure(config: str, args: argparse.Namespace) -> dict[str, Any]:
     from accelerate.state import AcceleratorState
     from transformers import LlamaForCausalLM
 
-    from posttrain.distributed.deepspeed import load_whole
+    from posttrain.distributed.deepspeed import disable_zero3_init
     from posttrain.upstream.accelerate import follow_fsdp_on_cpu
 
     cuda = torch.cuda.is_available()
     AcceleratorState._reset_state(reset_partial_state=True)
-    load_whole()
+    disable_zero3_init()
     # As a recipe's arguments have it: with cpu=True accelerate would leave DeepSpeed out.
     PartialState(cpu=not cuda and not config.startswith("zero"), backend=None if cuda else "gloo")
     if config == "fsdp2":

@@ -27,7 +27,7 @@ def main() -> None:
     reward.check_gate(stage, validation)
     reward.separate_pad_token(tokenizer)
     lengths = check_lengths(train, tokenizer, max_length=args.max_length)
-    policy.say_lengths(lengths, args.max_length)
+    policy.log_lengths(lengths, args.max_length)
 
     # Model and adapter
     model, peft_config, start = policy.start(stage, base, task="SEQ_CLS")

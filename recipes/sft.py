@@ -28,7 +28,7 @@ def main() -> None:
     policy.check_inputs(stage, tokenizer)
     layout = read_layout(stage.config, base)
     lengths = check_lengths(train, tokenizer, max_length=args.max_length)
-    policy.say_lengths(lengths, args.max_length)
+    policy.log_lengths(lengths, args.max_length)
 
     # Model and adapter
     model, peft_config, start = policy.start(stage, base, task="CAUSAL_LM")

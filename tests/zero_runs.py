@@ -28,11 +28,11 @@ def run_all(tiny: str, adapter: str, reward: str, out: Path) -> None:
     """Each run, and again from its checkpoint, into `out`."""
     from deepspeed import DeepSpeedEngine
 
-    from posttrain.distributed.deepspeed import load_whole
+    from posttrain.distributed.deepspeed import disable_zero3_init
     from posttrain.models.precision import decide
 
     def start_one(name: str, **more):
-        load_whole()
+        disable_zero3_init()
         decided = {k: v for k, v in decide({}).items() if k != "bf16"}
         return start(name, tiny, adapter, reward, out, 2, **decided, **more)
 

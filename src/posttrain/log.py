@@ -23,7 +23,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def say(text: str) -> None:
+def log_line(text: str) -> None:
     """Print one line for the user, from the main process only."""
     if is_main():
         print(text, flush=True)

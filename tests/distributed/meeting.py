@@ -10,15 +10,15 @@ from posttrain.errors import LaunchError
 rank = int(os.environ["RANK"])
 
 
-def say(text: str) -> None:
+def log_line(text: str) -> None:
     print(f"rank {rank}: {text}", flush=True)
 
 
-say(f"met {[facts['_who'] for facts in meet({'seed': 1, '_who': rank}, timeout_s=30)]}")
+log_line(f"met {[facts['_who'] for facts in meet({'seed': 1, '_who': rank}, timeout_s=30)]}")
 try:
     meet({"seed": rank}, timeout_s=30)
 except LaunchError as error:
-    say(" ".join(str(error).split()))
+    log_line(" ".join(str(error).split()))
 if rank == 1:
     time.sleep(4)  # the store lives in rank 0
     sys.exit()
@@ -26,4 +26,4 @@ begun = time.monotonic()
 try:
     meet({"seed": 1}, timeout_s=2)
 except LaunchError as error:
-    say(f"{error}; after {time.monotonic() - begun:.0f} s")
+    log_line(f"{error}; after {time.monotonic() - begun:.0f} s")

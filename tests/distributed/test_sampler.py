@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posttrain.distributed.sampler import OneOrder
+from posttrain.distributed.sampler import SeededLengthSampler
 from posttrain.upstream.accelerate import reach_samplers_behind_skips
 
 LENGTHS = [n % 7 + 1 for n in range(50)]
@@ -12,7 +12,7 @@ LENGTHS = [n % 7 + 1 for n in range(50)]
 def test_the_order_is_by_seed_and_epoch_alone():
     orders = {}
     for rank in (0, 1):
-        sampler = OneOrder(4, LENGTHS, seed=3)
+        sampler = SeededLengthSampler(4, LENGTHS, seed=3)
         for epoch in (0, 1):
             torch.rand(rank + 1)  # dropout on another number of tokens
             sampler.set_epoch(epoch)
@@ -20,11 +20,11 @@ def test_the_order_is_by_seed_and_epoch_alone():
     assert orders[0, 0] == orders[1, 0] and orders[0, 1] == orders[1, 1]
     assert orders[0, 0] != orders[0, 1]
     assert sorted(orders[0, 0]) == sorted(orders[0, 1]) == list(range(50))
-    assert orders[0, 0] != list(OneOrder(4, LENGTHS, seed=4))
+    assert orders[0, 0] != list(SeededLengthSampler(4, LENGTHS, seed=4))
 
 
 def test_batches_are_of_like_length():
-    rows = list(OneOrder(4, LENGTHS, seed=3))
+    rows = list(SeededLengthSampler(4, LENGTHS, seed=3))
     spread = [max(b) - min(b) for b in ([LENGTHS[i] for i in rows[k : k + 4]] for k in range(4, 48, 4))]
     assert sum(spread) / len(spread) < 2.5  # of four rows at random it is above 4
 
@@ -37,7 +37,7 @@ def test_a_resume_in_a_later_epoch_goes_on_in_that_epochs_order(sampling, rank):
     from torch.utils.data import DataLoader
 
     def loader():
-        own = {"sampler": OneOrder(4, LENGTHS, seed=3)} if sampling == "one order" else {"shuffle": True}
+        own = {"sampler": SeededLengthSampler(4, LENGTHS, seed=3)} if sampling == "one order" else {"shuffle": True}
         made = DataLoader(range(50), batch_size=2, generator=torch.Generator().manual_seed(7), **own)
         return prepare_data_loader(made, num_processes=2, process_index=rank, use_seedable_sampler=True)
 

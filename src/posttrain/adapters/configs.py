@@ -28,7 +28,7 @@ def peft_config(settings: AdapterSettings, *, task: str, base: str) -> Any | Non
     return _MAKERS[settings.method](settings, common, with_layers)
 
 
-def fit(config: Any | None, model: Any) -> None:
+def fill_targets(config: Any | None, model: Any) -> None:
     """Name in `config` what depends on the model, and what PEFT does not know by itself."""
     from torch.nn import Linear
 

@@ -20,7 +20,7 @@ from ..errors import ArtifactError, ConfigError
 from ..models.loading import load_base
 from ..runs.lineage import Lineage, read_lineage, resolve_parent, verify
 from ..runs.paths import ADAPTER, MODEL
-from .configs import fit, peft_config
+from .configs import fill_targets, peft_config
 
 
 def load_policy(
@@ -43,22 +43,22 @@ def load_policy(
         return load_base(str(run_dir / MODEL), settings, task=task, labels=labels)
     if lineage.kind != "adapter":
         raise ArtifactError(f"{run_dir} holds {lineage.kind}, not a model; choose the run of a training stage")
-    model = _foundation(run_dir, lineage, settings, task)
+    model = _load_adapter_base_of(run_dir, lineage, settings, task)
     if dequantize and getattr(model, "is_loaded_in_4bit", False):
         model = model.dequantize()
     model.config.pad_token_id = lineage.base["pad_token_id"]
     return attach(model, run_dir / ADAPTER, trainable=trainable)
 
 
-def _foundation(run_dir: Path, lineage: Lineage, settings: ModelSettings, task: str) -> Any:
+def _load_adapter_base_of(run_dir: Path, lineage: Lineage, settings: ModelSettings, task: str) -> Any:
     """What a run's adapter sits on."""
     parent = lineage.parents.get("policy")
     policy_dir = resolve_parent(run_dir, parent["path"]) if parent else None
     labels = lineage.metrics.get("labels", ())
-    return foundation(lineage.base["name"], settings, policy_dir, lineage.start, task=task, labels=labels)
+    return load_adapter_base(lineage.base["name"], settings, policy_dir, lineage.start, task=task, labels=labels)
 
 
-def foundation(
+def load_adapter_base(
     base: str, settings: ModelSettings, policy_dir: Path | None, start: str | None, *, task: str,
     labels: Sequence[str] = (),
 ) -> Any:  # fmt: skip
@@ -77,7 +77,7 @@ def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
     try:
         config = PeftConfig.from_pretrained(str(adapter_dir))
         if trainable and config.is_prompt_learning:
-            return _remade(model, adapter_dir, task=config.task_type)
+            return _reload_trainable(model, adapter_dir, task=config.task_type)
         return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     except (RuntimeError, ValueError, OSError) as error:
         raise ArtifactError(f"{adapter_dir} does not fit its base: {str(error).splitlines()[0]}") from error
@@ -160,7 +160,7 @@ def start_model(
         )
     if task == "CAUSAL_LM":
         return attach(load_base(name, settings, task=task), policy_dir / ADAPTER, trainable=True), None, "continue"
-    return _remade(load_base(name, settings, task=task), policy_dir / ADAPTER, task=task), None, "continue"
+    return _reload_trainable(load_base(name, settings, task=task), policy_dir / ADAPTER, task=task), None, "continue"
 
 
 def _trainable(settings: ModelSettings, adapter: AdapterSettings) -> ModelSettings:
@@ -179,7 +179,7 @@ def _fresh(model: Any, config: Any | None) -> tuple[Any, Any | None]:
 
     A trainer that makes it has no moment at which the reference could be copied.
     """
-    fit(config, model)
+    fill_targets(config, model)
     if config is None or not METHODS[method_of(config)].mutates_base:
         return model, config
     from peft import get_peft_model
@@ -187,7 +187,7 @@ def _fresh(model: Any, config: Any | None) -> tuple[Any, Any | None]:
     return get_peft_model(model, config), None
 
 
-def _remade(model: Any, adapter_dir: Path, *, task: str) -> Any:
+def _reload_trainable(model: Any, adapter_dir: Path, *, task: str) -> Any:
     """A saved adapter's weights in a trainable adapter that is made anew for `task`.
 
     PEFT loads no virtual tokens to be trained on, and raises where a CAUSAL_LM adapter meets another head; without

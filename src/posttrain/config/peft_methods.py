@@ -1,6 +1,6 @@
 """The one table of PEFT methods: what each can do, and what is refused before a model is loaded.
 
-Every recipe's configuration goes through `settle`, every take-over of a policy through `check_takeover`, a chain's
+Every recipe's configuration goes through `resolve`, every take-over of a policy through `check_takeover`, a chain's
 before its first stage. What is known to be wrong is an error with the reason and the nearest method that works; what
 can be made right (no checkpointing with a prefix, a merge where a method cannot go on) is done, and said in a note.
 
@@ -142,7 +142,7 @@ METHODS: dict[str, Method] = {
 }  # fmt: skip
 
 
-def settle(
+def resolve(
     recipe: str, settings: AdapterSettings, values: dict[str, Any], *, given: Mapping[str, str], has_policy: bool
 ) -> tuple[AdapterSettings, list[str]]:
     """The adapter settings that a stage will follow, and notes of what was changed; `values` is changed in place.

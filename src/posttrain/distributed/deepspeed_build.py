@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import LaunchError
-from ..log import say
+from ..log import log_line
 
 FOLDER = Path(sys.prefix) / "torch_extensions"
 WAIT_S = 300
@@ -45,7 +45,7 @@ def free(folder: Path, *, wait_s: float = WAIT_S) -> None:
         while lock.exists():
             if not _is_alive(lock.parent):
                 lock.unlink(missing_ok=True)
-                say(f"note: {lock} was left by a build that was cut off, and would have been waited for; deleted")
+                log_line(f"note: {lock} was left by a build that was cut off, and would have been waited for; deleted")
             elif time.monotonic() > end:
                 raise LaunchError(
                     f"{lock}: another process has been compiling there for {wait_s:g} s; wait for it, or end it and "

@@ -20,7 +20,7 @@ def choose_units(trainer: Any) -> None:
     plugin.transformer_cls_names_to_wrap = [name for name in names if name not in around]
 
 
-def make_whole(trainer: Any) -> None:
+def gather_full_parameters(trainer: Any) -> None:
     """Give a model that FSDP2 has split its parameters back: an ordinary model from here on, on every process.
 
     torch has no way back from fully_shard; this undoes what it did: DTensors as parameters, hooks, a class of its own

@@ -9,7 +9,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from ..upstream.transformers import replace_train_sampler
 
 
-class OneOrder(LengthGroupedSampler):  # type: ignore[misc]
+class SeededLengthSampler(LengthGroupedSampler):  # type: ignore[misc]
     """Another order in each epoch, by `seed` and epoch, and nothing else.
 
     transformers 5.23 draws the order from each process's own random state. Dropout on rows of other lengths moves that
@@ -31,11 +31,11 @@ class OneOrder(LengthGroupedSampler):  # type: ignore[misc]
         return rows
 
 
-def keep_one_order(trainer: Any) -> None:
-    """Give a trainer that sorts by length OneOrder."""
+def seed_length_sampler(trainer: Any) -> None:
+    """Give a trainer that sorts by length SeededLengthSampler."""
     args = trainer.args
     copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get another batch
     batch = args.train_batch_size * args.gradient_accumulation_steps * copies
     seed = args.seed if args.data_seed is None else args.data_seed
 
-    replace_train_sampler(trainer, lambda own: OneOrder(batch, own.lengths, seed=seed))
+    replace_train_sampler(trainer, lambda own: SeededLengthSampler(batch, own.lengths, seed=seed))

@@ -30,10 +30,10 @@ def prepare(args: Any, launch: Launch) -> None:
     checks.check_state(args, launch)
     if launch.strategy == "fsdp2":
         follow_fsdp_on_cpu()
-    deepspeed.load_whole()
+    deepspeed.disable_zero3_init()
 
 
 def gather_trained(trainer: Any) -> None:
     """Have the trained parameters whole on every process again, for what is measured and saved after training."""
-    deepspeed.make_whole(trainer)
-    fsdp.make_whole(trainer)
+    deepspeed.gather_full_parameters(trainer)
+    fsdp.gather_full_parameters(trainer)

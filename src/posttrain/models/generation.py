@@ -60,8 +60,8 @@ def generate(
         with torch.random.fork_rng(devices=_cuda_devices()), torch.no_grad(), in_slices(model):
             torch.manual_seed(seed * 1_000_003 + start)
             shared = copies > 1 and width > 1 and mixed
-            warm = [*temperatures] * len(batch)
-            draw = Draw(warm, top_p, partial(fresh_uniforms, len(warm), model.device))
+            temperatures_by_row = [*temperatures] * len(batch)
+            draw = Draw(temperatures_by_row, top_p, partial(fresh_uniforms, len(temperatures_by_row), model.device))
             out = model.generate(
                 input_ids=input_ids.repeat_interleave(copies, 0),
                 attention_mask=attention_mask.repeat_interleave(copies, 0),
@@ -180,18 +180,18 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
         self.logprobs = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        warmth = self.temperatures.to(scores.device)
-        warm = scores.float() / warmth.clamp(min=1e-6)
+        temperatures = self.temperatures.to(scores.device)
+        scaled = scores.float() / temperatures.clamp(min=1e-6)
         if self.nucleus is not None:
-            warm = self.nucleus(input_ids, warm)
-        log_p = torch.log_softmax(warm, -1)
+            scaled = self.nucleus(input_ids, scaled)
+        log_p = torch.log_softmax(scaled, -1)
         probabilities = log_p.exp()
         cumulative = probabilities.cumsum(-1)
         number = self.uniform(self.place).to(scores.device)[:, None] * cumulative[:, -1:]
         self.place += 1
         chosen = torch.searchsorted(cumulative, number, right=True).clamp(max=scores.shape[-1] - 1)
         if self.greedy:
-            chosen = torch.where(warmth > 0, chosen, scores.argmax(-1, keepdim=True))
+            chosen = torch.where(temperatures > 0, chosen, scores.argmax(-1, keepdim=True))
         if self.logprobs is not None:
             self.logprobs.append(log_p.gather(1, chosen)[:, 0])
             log_p.clamp_(min=torch.finfo(log_p.dtype).min)  # or a token that cannot be drawn gives 0 times infinity
@@ -205,7 +205,7 @@ def fresh_uniforms(rows: int, device: Any, place: int) -> Tensor:
 
 
 @dataclass
-class Drawn:
+class Generation:
     """Completions of B prompts, T the longest one's tokens."""
 
     ids: list[list[int]]  # up to and with EOS
@@ -216,7 +216,7 @@ class Drawn:
 def generate_ids(
     model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, *, temperature: float, max_new_tokens: int,
     uniforms: Tensor,
-) -> Drawn:  # fmt: skip
+) -> Generation:  # fmt: skip
     """One completion a row; prompts (B, P) are padded on the left.
 
     `uniforms` (B, max_new_tokens) are the random numbers: the same ones draw the same completions, in any batch.
@@ -237,7 +237,7 @@ def generate_ids(
     ids = [until_end(row, ends) for row in out[:, input_ids.shape[1] :].tolist()]
     width = max(map(len, ids))
     assert draw.logprobs is not None
-    return Drawn(ids, torch.stack(draw.logprobs[:width], 1), torch.stack(draw.entropies[:width], 1))
+    return Generation(ids, torch.stack(draw.logprobs[:width], 1), torch.stack(draw.entropies[:width], 1))
 
 
 def until_end(row: list[int], ends: set[int]) -> list[int]:

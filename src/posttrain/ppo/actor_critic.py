@@ -264,16 +264,16 @@ class ActorCritic(nn.Module):
         return values
 
     @contextmanager
-    def noted_values(self) -> Iterator[list[Tensor]]:
+    def recorded_values(self) -> Iterator[list[Tensor]]:
         """With a head on the policy's trunk: the value (B,) before each token drawn inside the block."""
-        noted: list[Tensor] = []
+        recorded: list[Tensor] = []
 
         def note(module: Any, args: Any, output: Any) -> None:
-            noted.append(self.value_head(output[0][:, -1])[..., 0])
+            recorded.append(self.value_head(output[0][:, -1])[..., 0])
 
         handle = trunk_of(self.policy).register_forward_hook(note)
         try:
-            yield noted
+            yield recorded
         finally:
             handle.remove()
 

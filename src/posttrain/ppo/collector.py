@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.conversation import as_turn, render
 from ..models.cpu.lora import folded
-from ..models.generation import Drawn, end_tokens, generate_ids
+from ..models.generation import Generation, end_tokens, generate_ids
 from . import objective
 from .actor_critic import ActorCritic
 from .config import PPOConfig
@@ -76,7 +76,7 @@ class Collector:
         prompts = [row["prompt"] for row in rows]
         prompt_rows = [render(p, self.tokenizer, add_generation_prompt=not isinstance(p, str)) for p in prompts]
         prompt_ids, prompt_mask = (t.to(device) for t in pad_left(prompt_rows, self.tokenizer.pad_token_id))
-        drawn, noted = self._draw(prompt_rows, prompt_ids, prompt_mask, mode)
+        drawn, recorded = self._draw(prompt_rows, prompt_ids, prompt_mask, mode)
         completion_ids, completion_mask = (t.to(device) for t in pad_right(drawn.ids, self.tokenizer.pad_token_id))
         clock = metrics.lap(mode, "time/generation", clock)
 
@@ -87,7 +87,7 @@ class Collector:
         clock = metrics.lap(mode, "time/scoring", clock)
 
         ids, attended = torch.cat([prompt_ids, completion_ids], 1), torch.cat([prompt_mask, completion_mask], 1)
-        old, entropies, values, ref = self.logprobs_and_values(ids, attended, completion_mask, drawn, noted)
+        old, entropies, values, ref = self.logprobs_and_values(ids, attended, completion_mask, drawn, recorded)
         metrics.lap(mode, "time/evaluating", clock)
 
         mask = completion_mask.float()
@@ -131,28 +131,28 @@ class Collector:
 
     def _draw(
         self, prompts: Sequence[list[int]], prompt_ids: Tensor, prompt_mask: Tensor, mode: str
-    ) -> tuple[Drawn, list[Tensor]]:
+    ) -> tuple[Generation, list[Tensor]]:
         """The completions, and with a head on the policy's trunk the values before each of their tokens."""
         args = self.args
         if mode == "eval":
             self.evaluated += 1
         if self.vllm is not None:
             seed = hash((args.seed, self.rollouts, self.evaluated, args.process_index)) % 2**31
-            return Drawn(self.vllm.draw(prompts, seed), None, None), []
+            return Generation(self.vllm.draw(prompts, seed), None, None), []
         first = args.process_index * len(prompts)
         numbers = uniforms(
             args.seed, self.rollouts if mode == "train" else -self.evaluated, range(first, first + len(prompts)),
             args.max_completion_length,
         )  # fmt: skip
-        noting: AbstractContextManager[list[Tensor]] = (
-            self.model.noted_values() if args.value_mode == "head" else nullcontext([])
+        recording: AbstractContextManager[list[Tensor]] = (
+            self.model.recorded_values() if args.value_mode == "head" else nullcontext([])
         )
-        with noting as noted, folded(self.model.policy):
+        with recording as recorded, folded(self.model.policy):
             drawn = generate_ids(
                 self.model.policy, self.tokenizer, prompt_ids, prompt_mask, temperature=args.temperature,
                 max_new_tokens=args.max_completion_length, uniforms=numbers,
             )  # fmt: skip
-        return drawn, noted
+        return drawn, recorded
 
     def _score(self, rows: Sequence[dict[str, Any]], completion_ids: Sequence[list[int]]) -> Tensor:
         """Each reward's score of each completion (R, B); NaN where a function has no opinion."""
@@ -184,7 +184,7 @@ class Collector:
         return scores.float()
 
     def logprobs_and_values(
-        self, ids: Tensor, attended: Tensor, completion_mask: Tensor, drawn: Drawn, noted: list[Tensor]
+        self, ids: Tensor, attended: Tensor, completion_mask: Tensor, drawn: Generation, recorded: list[Tensor]
     ) -> list[Tensor]:
         """Log-probabilities, entropies and values of the policy, log-probabilities of the reference: each (B, C).
 
@@ -205,7 +205,7 @@ class Collector:
                 if drawn.logprobs is None or drawn.entropies is None or self.args.recomputes:
                     policy = model(*batch)
                 else:
-                    values = torch.stack(noted[:drawn_here], 1)[rows] if noted else model.values(*batch)
+                    values = torch.stack(recorded[:drawn_here], 1)[rows] if recorded else model.values(*batch)
                     policy = drawn.logprobs[rows, :drawn_here], drawn.entropies[rows, :drawn_here], values
                 for into, part in zip(found, (*policy, model.reference_logprobs(*batch)), strict=True):
                     into[rows, :drawn_here] = part.float()

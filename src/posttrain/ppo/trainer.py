@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 
-from ..distributed.deepspeed import is_split, load_whole, whole
+from ..distributed.deepspeed import disable_zero3_init, is_split, whole
 from ..models import cpu
 from ..models.generation import check_generation_settings
 from . import checkpoint, objective
@@ -81,7 +81,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
 
         args = args or PPOConfig("ppo")
         set_seed(args.seed)
-        load_whole()
+        disable_zero3_init()
         cpu.install()
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=args.trust_remote_code)

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from ..data.conversation import text_of
-from ..log import say
+from ..log import log_line
 from ..runs.record import metric_name
 from .performance import StepClock
 from .tracker import Tracker
@@ -79,7 +79,7 @@ def tracking_callback(tracker: Tracker | None, clock: StepClock, trainer: Any) -
             )
             self._watch_loss(tracker, logs, step)
             if words := "  ".join(f"{k} {float(logs[k]):.4g}" for k in SHOWN if k in logs):
-                say(f"step {step}/{total}  {words}" + (f"  {left_s:.0f} s left" if left_s else ""))
+                log_line(f"step {step}/{total}  {words}" + (f"  {left_s:.0f} s left" if left_s else ""))
             self._report_completions(tracker, step)
 
         def _watch_loss(self, tracker: Tracker, logs: Any, step: int) -> None:
@@ -96,6 +96,6 @@ def tracking_callback(tracker: Tracker | None, clock: StepClock, trainer: Any) -
             tracker.log_completions(completions, step)
             first = completions[0]
             asked, answered = (repr(text)[:60] for text in (text_of(first["prompt"]), first["completion"]))
-            say(f"  {asked} -> {answered}  score {first['score']:.4g}  kl {first['kl']:.3g}")
+            log_line(f"  {asked} -> {answered}  score {first['score']:.4g}  kl {first['kl']:.3g}")
 
     return TrackingCallback()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ..config.sections import TrackingSettings
-from ..log import say
+from ..log import log_line
 from ..redact import redact, redact_values
 from ..runs.lineage import Lineage
 from ..runs.paths import ALERTS, COMPLETIONS, METRICS
@@ -71,7 +71,7 @@ class Tracker:
             try:
                 sink = self._make(name, redact_values(config))
             except Exception as error:  # noqa: BLE001  whatever a dashboard's client raises, training goes on
-                say(f"{name}: not started, training goes on without it ({_words(error)})")
+                log_line(f"{name}: not started, training goes on without it ({_words(error)})")
                 continue
             if sink is not None:
                 self.sinks.append(sink)
@@ -159,7 +159,7 @@ class Tracker:
         except Exception as error:  # noqa: BLE001  whatever a dashboard's client raises, training goes on
             self.sinks.remove(sink)
             words = f"left behind at step {self.last_step}, training goes on without it ({_words(error)})"
-            say(f"{sink.name}: {words}" + (f"; {sink.later}" if sink.later else ""))
+            log_line(f"{sink.name}: {words}" + (f"; {sink.later}" if sink.later else ""))
 
 
 def _words(error: Exception) -> str:

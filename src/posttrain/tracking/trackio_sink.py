@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config.sections import TrackingSettings
-from ..log import say
+from ..log import log_line
 from ..runs.lineage import Lineage, read_lineage, resolve_parent
 from ..runs.paths import LINEAGE
 from .identity import ALIAS, Identity, as_cell, note, project_of, read_run
@@ -42,7 +42,7 @@ class TrackioSink:
             last = SQLiteStorage.get_max_step_for_run(self.run.project, self.run.name, run_id=self.run.id)
         self.last_step = -1 if last is None else int(last)
         note(identity.run_dir, trackio=self.run.id)
-        say(f"trackio: `posttrain dashboard {identity.home}` shows the page")
+        log_line(f"trackio: `posttrain dashboard {identity.home}` shows the page")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.run.log(dict(metrics), step=step)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.sections import TrackingSettings
-from ..log import say
+from ..log import log_line
 from ..redact import redact_arguments
 from ..runs.lineage import Lineage, read_lineage, resolve_parent
 from ..runs.paths import LINEAGE
@@ -57,7 +57,9 @@ class WandbSink:
         self.later = f"`wandb sync --include-online {folder}` sends what is missing"
         url = self.run.url if mode == "online" else None  # offline there is none, and W&B warns
         note(identity.run_dir, wandb={"mode": mode, "project": self.project, "url": url})
-        say(f"wandb: {url}" if url else f"wandb: `wandb leet {folder}` shows the run, `wandb sync {folder}` sends it")
+        log_line(
+            f"wandb: {url}" if url else f"wandb: `wandb leet {folder}` shows the run, `wandb sync {folder}` sends it"
+        )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.run.log({**metrics, STEP: step}, step=step)
@@ -96,7 +98,7 @@ class WandbSink:
             try:
                 self.run.use_artifact(name)
             except (self.wandb.errors.CommError, ValueError) as error:
-                say(f"wandb: no edge to {role}, {name}, which was not logged online ({type(error).__name__})")
+                log_line(f"wandb: no edge to {role}, {name}, which was not logged online ({type(error).__name__})")
 
     def _artifact_name(self, stage: str) -> str:
         return f"{self.identity.chain}-{stage}" if self.identity.chain else stage

@@ -10,7 +10,7 @@ from ..config.peft_methods import METHODS
 from ..config.sections import NerDataSettings, NerGates, NerSettings
 from ..errors import ConfigError, DataError
 from ..fileio import write_atomically
-from ..log import say
+from ..log import log_line
 from ..models import cpu, is_prompt_learning
 from ..models.loading import describe_base
 from ..ner.alignment import IGNORED, Encoded, check_tokenizer, encode, predict, probe_logits
@@ -41,7 +41,7 @@ def load(stage: Stage) -> tuple[Sentences, Sentences | None, Sentences | None]:
         if other is not None and (
             count := check_against_train(train, other, key=key, on_unseen_tag=settings.on_unseen_tag)
         ):
-            say(f"{key}: {count} entities of types that train_file never has are read as O")
+            log_line(f"{key}: {count} entities of types that train_file never has are read as O")
     if stage.config.part(NerGates).f1 is not None and not any(others):
         raise ConfigError("gates.f1 needs sentences to measure on: set test_file or validation_file")
     for name, found in zip(("train", "validation", "test"), (train, *others), strict=True):
@@ -50,8 +50,8 @@ def load(stage: Stage) -> tuple[Sentences, Sentences | None, Sentences | None]:
             extra = "".join(
                 f", {n} {what}" for n, what in ((found.repaired, "repaired"), (found.skipped, "skipped")) if n
             )
-            say(f"{name}: {len(found)} sentences, {found.scheme}{extra}")
-    say(f"types: {', '.join(train.labels())}")
+            log_line(f"{name}: {len(found)} sentences, {found.scheme}{extra}")
+    log_line(f"types: {', '.join(train.labels())}")
     return train, others[0], others[1]
 
 
@@ -105,7 +105,7 @@ def encode_all(stage: Stage, tokenizer: Any, sets: dict[str, Sentences | None], 
                 [s.tokens for s in found.sentences], tokenizer, max_length=settings.max_length,
                 overlap=settings.window_overlap, cut=settings.long_sentences == "cut",
             )  # fmt: skip
-            say(f"{name}: {encoded[name].describe()}")
+            log_line(f"{name}: {encoded[name].describe()}")
     return encoded
 
 
@@ -234,7 +234,7 @@ def measure(
     stage.metrics |= {"sentences": len(found), "measured_on": name}
     stage.metrics["f1_by_type"] = {label: s["f1"] for label, s in scores.items() if label != "micro"}
     for line in as_lines(scores):
-        say(f"{name}: {line}")
+        log_line(f"{name}: {line}")
     for m in commonest:
-        say(f"{name}: {m.count} x {m.kind}, as {m.example!r} in {m.origin}")
+        log_line(f"{name}: {m.count} x {m.kind}, as {m.example!r} in {m.origin}")
     return scores

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..adapters import fold_for_generation, foundation, start_model, without_adapter
+from ..adapters import fold_for_generation, load_adapter_base, start_model, without_adapter
 from ..config.sections import EvaluationSettings, GenerationSettings, ModelSettings, PolicyGates
 from ..data.conversation import render
 from ..data.rows import Rows
 from ..data.tokens import Lengths
-from ..log import say
+from ..log import log_line
 from ..models import cpu
 from ..models.generation import generate
 from ..models.loading import check_tokenizer, describe_base
@@ -35,13 +35,13 @@ def check_inputs(stage: Stage, tokenizer: Any) -> None:
         check_tokenizer(tokenizer, stage.policy, stage.inputs["policy"])
 
 
-def say_lengths(lengths: Lengths, max_length: int | None) -> None:
+def log_lengths(lengths: Lengths, max_length: int | None) -> None:
     cut = (
         f"; {lengths.too_long} of {lengths.total} rows are longer than max_length={max_length}"
         if lengths.too_long
         else ""
     )
-    say(f"tokens a row: mean {lengths.mean_tokens:.1f}, longest {lengths.longest_tokens}{cut}")
+    log_line(f"tokens a row: mean {lengths.mean_tokens:.1f}, longest {lengths.longest_tokens}{cut}")
 
 
 def start(stage: Stage, base: str, *, task: str) -> tuple[Any, Any, str | None]:
@@ -129,7 +129,9 @@ def reload_gate(
     """The adapter that was just saved gives the outputs of the trained one."""
 
     def fresh() -> Any:
-        loaded = foundation(base, model_settings(stage), stage.inputs.get("policy"), start, task=task, labels=labels)
+        loaded = load_adapter_base(
+            base, model_settings(stage), stage.inputs.get("policy"), start, task=task, labels=labels
+        )
         loaded.config.pad_token_id = model.config.pad_token_id
         return loaded.to(model.device)
 
@@ -158,7 +160,7 @@ def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, base: str) -> 
     fold_for_generation(model)
     after = answer(model, tokenizer, rows, **options)
     if before and not comparable(before, after):
-        say("exact match before: not known, the input policy was measured on other rows, or in other samples")
+        log_line("exact match before: not known, the input policy was measured on other rows, or in other samples")
         before = []
 
     (stage.run_dir / ANSWERS).mkdir(exist_ok=True)
@@ -167,7 +169,7 @@ def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, base: str) -> 
             write_answers(stage.run_dir / ANSWERS / f"{when}.jsonl", answers)
             stage.metrics[when] = m = exact_match(answers)
             sampled = f", sampled {m['sampled_exact']:.1%}" if "sampled_exact" in m else ""
-            say(f"exact match {when}: greedy {m['greedy_exact']:.1%}{sampled} on {m['rows']} rows")
+            log_line(f"exact match {when}: greedy {m['greedy_exact']:.1%}{sampled} on {m['rows']} rows")
     if before:
         stage.metrics["change"] = change(before, after)
     stage.metrics["stops"] = stage.metrics["after"]["stops"]

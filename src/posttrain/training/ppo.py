@@ -10,7 +10,7 @@ from ..config.sections import PPOSettings
 from ..data.conversation import text_of
 from ..data.rows import Rows
 from ..errors import ArtifactError, ConfigError
-from ..log import say
+from ..log import log_line
 from ..models.scoring import score
 from ..models.verifiers import find_verifier
 from ..runs.lineage import Lineage
@@ -45,11 +45,13 @@ def rewards(stage: Stage, start: str | None) -> tuple[list[Any], list[Any]]:
         folder = stage.inputs["reward"]
         has_adapter = stage.config.adapter.method != "none"
         if has_adapter and shares_base(stage.parents["reward"], stage.policy, start):
-            say(f"reward: the adapter of {folder}, on the policy's base")
+            log_line(f"reward: the adapter of {folder}, on the policy's base")
             funcs.append(folder / ADAPTER)
             tokenizers.append(None)
         else:
-            say(f"reward: {folder}, a model of its own: it is no adapter of the weights that this policy stands on")
+            log_line(
+                f"reward: {folder}, a model of its own: it is no adapter of the weights that this policy stands on"
+            )
             funcs.append(load_policy(folder))
             tokenizers.append(_tokenizer(folder, stage.parents["reward"]))
     name = stage.config.part(PPOSettings).verifier

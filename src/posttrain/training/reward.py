@@ -7,7 +7,7 @@ from ..config.sections import RewardGates
 from ..data.conversation import Row, render
 from ..data.rows import Rows
 from ..errors import ConfigError
-from ..log import say
+from ..log import log_line
 from ..models.loading import describe_base
 from ..models.scoring import score
 from . import gates
@@ -73,7 +73,7 @@ def finish(
         right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
         accuracy = right / len(pairs)
         stage.metrics |= {"held_out_accuracy": accuracy, "held_out_pairs": len(pairs)}
-        say(f"reward accuracy: {accuracy:.1%} on {len(pairs)} held-out pairs")
+        log_line(f"reward accuracy: {accuracy:.1%} on {len(pairs)} held-out pairs")
         floor = stage.config.part(RewardGates).reward_accuracy
         if floor is not None:
             stage.gates.append(gates.accuracy(accuracy, floor))

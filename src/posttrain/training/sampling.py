@@ -18,7 +18,7 @@ from ..errors import ConfigError, DataError, GateError
 from ..fileio import write_atomically
 from ..intervals import percent, read_share
 from ..launch.stop import stop_if_asked
-from ..log import say
+from ..log import log_line
 from ..models.generation import Completion, generate
 from ..models.loading import check_base, check_tokenizer, load_base, load_tokenizer
 from ..models.verifiers import find_verifier
@@ -80,7 +80,7 @@ def evaluate(stage: Stage, policy: Any, tokenizer: Any, test: Rows) -> None:
         batch_size=generation.generation_batch_size,
         num_samples=settings.test_samples,
         seed=generation.seed,
-        progress=lambda done, total: say(f"step {done}/{total}  prompts answered"),
+        progress=lambda done, total: log_line(f"step {done}/{total}  prompts answered"),
     )
     stage.metrics["after"] = metrics = exact_match(answers)
     out = stage.run_dir / "evaluation"
@@ -89,7 +89,7 @@ def evaluate(stage: Stage, policy: Any, tokenizer: Any, test: Rows) -> None:
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     for name in ("greedy", "sampled"):
         if share := read_share(metrics, f"{name}_exact", len(answers)):
-            say(f"{name} exact match: {percent(share)} on {len(answers)} rows")
+            log_line(f"{name} exact match: {percent(share)} on {len(answers)} rows")
     stage.close(kind="evaluation", result="evaluation")
 
 
@@ -170,7 +170,7 @@ def draw(stage: Stage, policy: Any, tokenizer: Any, prompts: Rows) -> list[list[
                 seed=generation.seed + start,
             )
             write_atomically(path, json.dumps([[asdict(c) for c in cs] for cs in batch]))
-            say(f"step {min(start + size, len(prompts))}/{len(prompts)}  prompts drawn")
+            log_line(f"step {min(start + size, len(prompts))}/{len(prompts)}  prompts drawn")
     for start in starts:
         path = folder / f"{start:07d}.json"
         while not path.is_file():  # another process is drawing it; if it dies, the launcher ends this one
@@ -239,7 +239,9 @@ def finish(stage: Stage, pairs: list[Row]) -> None:
         if rows and log.is_main():
             out.mkdir(exist_ok=True)
             _write_jsonl(out / f"{name}.jsonl", rows)
-    say(f"{len(pairs)} pairs from {m['prompts']} prompts; mean score {m['mean_score']:.3f}; {m['stopped']:.1%} stopped")
+    log_line(
+        f"{len(pairs)} pairs from {m['prompts']} prompts; mean score {m['mean_score']:.3f}; {m['stopped']:.1%} stopped"
+    )
     stage.close(kind="data", result="data")
 
 

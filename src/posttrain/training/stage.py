@@ -25,13 +25,13 @@ from ..config.recipes import RECIPES
 from ..config.sections import DataSettings, TrackingSettings, ValidationSettings
 from ..config.stage_config import StageConfig, parse_args, trainer_class
 from ..data.rows import Rows, load_hub, load_rows
-from ..data.tokens import know_lengths
+from ..data.tokens import add_length_column
 from ..distributed import checks, fsdp, rendezvous, strategy
 from ..distributed.checkpoints import check_room
 from ..errors import DataError
 from ..fileio import write_atomically
 from ..launch import die_with_chain, preflight
-from ..log import is_main, say, world_size
+from ..log import is_main, log_line, world_size
 from ..models.loading import template_sha256, tokenizer_sha256
 from ..models.precision import decide, describe_weights, take_off_autocast
 from ..redact import redact_values
@@ -104,7 +104,7 @@ class Stage:
             return None
         name = key.removesuffix("_file")
         self.data[name] = {"rows": len(rows), "format": rows.format, "fingerprint": rows.fingerprint}
-        say(f"{name}: {len(rows)} rows, {rows.format}" + (f", {rows.skipped} skipped" if rows.skipped else ""))
+        log_line(f"{name}: {len(rows)} rows, {rows.format}" + (f", {rows.skipped} skipped" if rows.skipped else ""))
         return rows
 
     def load_train(self) -> Rows:
@@ -154,13 +154,13 @@ class Stage:
         checks.check_trainer(trainer, self.launch)
         checks.check_deepspeed_bf16(trainer, gate_checks.dtype_of(trained_model(trainer)))
         trained, total = self.parameters = count_parameters(trainer.model)
-        say(
+        log_line(
             f"{describe_batches(trainer)}; {METHODS[self.config.adapter.method].title}: {trained:,} of {total:,} "
             f"parameters trained ({trained / total:.2%}); {'bf16' if args.bf16 else 'fp16' if args.fp16 else 'fp32'}; "
             f"{self.launch}"
         )
         if not trainer.is_deepspeed_enabled and (note := describe_weights(trainer.model)):
-            say(f"note: {note}")
+            log_line(f"note: {note}")
         check_room(trainer, self.run_dir, trained)
 
     def train(self, trainer: Any) -> None:
@@ -170,17 +170,17 @@ class Stage:
         """
         from transformers import PrinterCallback
 
-        from ..distributed.sampler import keep_one_order
+        from ..distributed.sampler import seed_length_sampler
         from ..upstream.accelerate import reach_samplers_behind_skips
 
         if trainer.args.train_sampling_strategy == "group_by_length":
-            know_lengths(trainer)
-            keep_one_order(trainer)
+            add_length_column(trainer)
+            seed_length_sampler(trainer)
         reach_samplers_behind_skips()
         step = 0
         if self.checkpoint is not None:
             step = int(self.checkpoint.name.rpartition("-")[2])
-            say(f"resuming from {self.checkpoint}")
+            log_line(f"resuming from {self.checkpoint}")
         keep_all_that_is_trained(trainer)
         if self.launch.strategy == "fsdp2":
             fsdp.choose_units(trainer)
@@ -277,8 +277,8 @@ class Stage:
                 lineage, final=final_numbers(self.metrics, self.logged), answers=answers_of(self.run_dir)
             )
         for gate in self.gates:
-            say(f"gate {gate.name}: {gate.value:.4g} ({gate.accepted})")
-        say(f"complete: {self.run_dir / result}")
+            log_line(f"gate {gate.name}: {gate.value:.4g} ({gate.accepted})")
+        log_line(f"complete: {self.run_dir / result}")
 
 
 def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
@@ -297,13 +297,13 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
         stage.tracker = Tracker(identify(stage.run_dir, stage.key, recipe), choice, settings)
     if preflight.num_nodes() > 1:
         nodes, took = preflight.num_nodes(), preflight.all_reduce()
-        say(f"preflight: all-reduce over {world_size()} ranks on {nodes} nodes in {took:.2f} s")
-    say(f"{recipe}: {stage.config.source} -> {stage.run_dir}  key {stage.key[:12]}")
+        log_line(f"preflight: all-reduce over {world_size()} ranks on {nodes} nodes in {took:.2f} s")
+    log_line(f"{recipe}: {stage.config.source} -> {stage.run_dir}  key {stage.key[:12]}")
     for note in stage.config.notes:
-        say(f"note: {note}")
+        log_line(f"note: {note}")
     if stage.tracker is not None:
-        say(str(stage.tracker.choice))
-    say("effective configuration: " + json.dumps(redact_values(_given(stage.config)), default=str))
+        log_line(str(stage.tracker.choice))
+    log_line("effective configuration: " + json.dumps(redact_values(_given(stage.config)), default=str))
     return stage
 
 

@@ -31,8 +31,8 @@ def owner_of(name: str, mesh: Mesh, layers: int) -> int:
     return 0 if "embed_tokens" in name else mesh.layout.pipeline - 1
 
 
-class Cut:
-    """A model that is cut into stages, in place; `mend` makes it whole again."""
+class PipelinePartition:
+    """A model that is cut into stages, in place; `restore` makes it whole again."""
 
     def __init__(self, model: Any, mesh: Mesh) -> None:
         self.mesh, self.base = mesh, unwrap_peft_model(model)
@@ -57,7 +57,7 @@ class Cut:
         tied_end = self.base.config.tie_word_embeddings and name.endswith("embed_tokens") and self.mesh.is_last
         return owner_of(name, self.mesh, self.layers) == self.mesh.stage or tied_end
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """Every stage gets what the others have. Every process of the pipeline comes here."""
         for name in self._parts():
             parent, _, own = name.rpartition(".")

@@ -23,7 +23,7 @@ from ...upstream.transformers import install_parallel_style
 
 
 def shard(model: Any, devices: Any) -> None:
-    """Cut a model's layers over the processes of a one-dimensional device mesh, in place."""
+    """PipelinePartition a model's layers over the processes of a one-dimensional device mesh, in place."""
     from peft.tuners.lora import Linear
 
     base = unwrap_peft_model(model)

@@ -21,7 +21,7 @@ from .checkpoint import Order, collect, load_optimizer, save_optimizer, save_wei
 from .layout import Layout
 from .losses import BatchLoss, MicroBatches
 from .mesh import Mesh, SplitParallelism
-from .partition import Cut
+from .partition import PipelinePartition
 from .pipeline import Pipeline
 from .tensor import shard, unshard
 
@@ -33,7 +33,7 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(self, *given: Any, args: Any, **options: Any) -> None:
         self.mesh = Mesh(self.layout, args.device)
-        self.cuts: list[Cut] = []
+        self.cuts: list[PipelinePartition] = []
         self.pipeline: Pipeline | None = None
         self.reference: Pipeline | None = None
         args.parallelism_config = SplitParallelism(self.layout)
@@ -61,7 +61,7 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
         self.order = Order(self)
         for model in self._models():
             if self.layout.pipeline > 1:
-                self.cuts.append(Cut(model, self.mesh))
+                self.cuts.append(PipelinePartition(model, self.mesh))
             if self.layout.tensor > 1:
                 shard(model, self.mesh.devices["tensor"])
         if not gradients.trained(self.model):
@@ -89,7 +89,7 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
             if self.layout.tensor > 1:
                 unshard(model)
         while self.cuts:
-            self.cuts.pop(0).mend()
+            self.cuts.pop(0).restore()
         self.pipeline = self.reference = None
         self.is_distributed_loading_by_transformers = False
 
