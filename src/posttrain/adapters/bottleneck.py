@@ -108,9 +108,14 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc]
     target_module_mapping = OUTPUT_PROJECTIONS
 
     def _create_and_replace(
-        self, peft_config: BottleneckConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
+        self,
+        peft_config: BottleneckConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
         current_key: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if isinstance(target, BottleneckLayer):
             target.update_layer(adapter_name, peft_config)
             return

@@ -7,18 +7,21 @@ the next cut is decided by. Neither can be trained on. Such a run's checkpoint h
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..models import is_prompt_learning
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
 TRAINED = "trained.safetensors"
 _ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
-def keep_all_that_is_trained(trainer: Any) -> None:
+def keep_all_that_is_trained(trainer: "Trainer") -> None:
     """Make `trainer` write and read TRAINED where PEFT's own files are not enough; leave any other alone."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not hasattr(model, "peft_config") or not (is_prompt_learning(model) or hasattr(model, "rankallocator")):
@@ -35,7 +38,7 @@ def keep_all_that_is_trained(trainer: Any) -> None:
     add_to_checkpoints(trainer, write, lambda folder: _load(model, load_file(folder / TRAINED)))
 
 
-def _state(model: Any) -> dict[str, Tensor]:
+def _state(model: "PreTrainedModel") -> dict[str, Tensor]:
     state = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if hasattr(model, "rankallocator"):
         for kind in _ALLOCATOR:
@@ -45,7 +48,7 @@ def _state(model: Any) -> dict[str, Tensor]:
     return state
 
 
-def _load(model: Any, saved: dict[str, Tensor]) -> None:
+def _load(model: "PreTrainedModel", saved: dict[str, Tensor]) -> None:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, tensor in saved.items():
         kind, colon, parameter = name.partition(":")

@@ -1,10 +1,13 @@
 """`adapter` settings as PEFT configurations: what each method is given, in one place."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.sections import AdapterSettings
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
 
@@ -28,7 +31,7 @@ def peft_config(settings: AdapterSettings, *, task: str, base: str) -> Any | Non
     return _MAKERS[settings.method](settings, common, with_layers)
 
 
-def fill_targets(config: Any | None, model: Any) -> None:
+def fill_targets(config: Any | None, model: "PreTrainedModel") -> None:
     """Name in `config` what depends on the model, and what PEFT does not know by itself."""
     from torch.nn import Linear
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.peft_methods import METHODS, check_takeover, method_of
 from ..config.sections import AdapterSettings, ModelSettings
@@ -21,6 +21,9 @@ from ..models.loading import load_base
 from ..runs.lineage import Lineage, read_lineage, resolve_parent, verify
 from ..runs.paths import ADAPTER, MODEL
 from .configs import fill_targets, peft_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def load_policy(
@@ -59,9 +62,14 @@ def _load_adapter_base_of(run_dir: Path, lineage: Lineage, settings: ModelSettin
 
 
 def load_adapter_base(
-    base: str, settings: ModelSettings, policy_dir: Path | None, start: str | None, *, task: str,
+    base: str,
+    settings: ModelSettings,
+    policy_dir: Path | None,
+    start: str | None,
+    *,
+    task: str,
     labels: Sequence[str] = (),
-) -> Any:  # fmt: skip
+) -> Any:
     """What an adapter sits on: the base, or the policy that was merged into it or trained in full."""
     if policy_dir is not None and start == "merge":
         return merged_onto(policy_dir, settings, task=task)
@@ -70,7 +78,7 @@ def load_adapter_base(
     return load_base(base, settings, task=task, labels=labels)
 
 
-def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
+def attach(model: "PreTrainedModel", adapter_dir: Path, *, trainable: bool) -> Any:
     """`model` with the adapter of a directory. Raises ArtifactError when it does not fit."""
     from peft import PeftConfig, PeftModel
 
@@ -103,7 +111,7 @@ def merged_onto(run_dir: Path, settings: ModelSettings, *, task: str) -> Any:
     return target
 
 
-def unload_merged(model: Any) -> Any:
+def unload_merged(model: "PreTrainedModel") -> Any:
     """A PeftModel as a plain one: its adapter added into the weights, its trained head in the head's place.
 
     PEFT 0.21 leaves the head of LayerNorm tuning in its wrapper, and under the wrapper's names in a file.
@@ -174,7 +182,7 @@ def _trainable(settings: ModelSettings, adapter: AdapterSettings) -> ModelSettin
     return settings
 
 
-def _fresh(model: Any, config: Any | None) -> tuple[Any, Any | None]:
+def _fresh(model: "PreTrainedModel", config: Any | None) -> tuple[Any, Any | None]:
     """The model and the configuration for a trainer to make; one that rewrites the base's weights is made here.
 
     A trainer that makes it has no moment at which the reference could be copied.
@@ -187,7 +195,7 @@ def _fresh(model: Any, config: Any | None) -> tuple[Any, Any | None]:
     return get_peft_model(model, config), None
 
 
-def _reload_trainable(model: Any, adapter_dir: Path, *, task: str) -> Any:
+def _reload_trainable(model: "PreTrainedModel", adapter_dir: Path, *, task: str) -> Any:
     """A saved adapter's weights in a trainable adapter that is made anew for `task`.
 
     PEFT loads no virtual tokens to be trained on, and raises where a CAUSAL_LM adapter meets another head; without
@@ -209,7 +217,7 @@ def _reload_trainable(model: Any, adapter_dir: Path, *, task: str) -> Any:
 
 
 @contextmanager
-def copied_reference(model: Any) -> Iterator[None]:
+def copied_reference(model: "PreTrainedModel") -> Iterator[None]:
     """While TRL's DPOTrainer is made: the reference that it copies from `model`'s adapter is a true copy, and frozen.
 
     TRL adds an adapter "ref" of the same configuration and copies the parameters whose name contains `.default.`
@@ -245,7 +253,7 @@ def _settings(lineage: Lineage) -> ModelSettings:
 
 
 @contextmanager
-def without_adapter(model: Any, base: str, settings: ModelSettings) -> Iterator[Any]:
+def without_adapter(model: "PreTrainedModel", base: str, settings: ModelSettings) -> Iterator[Any]:
     """The base of a run without parents: `model` with its adapter off; or loaded again, where that is another model."""
     method = METHODS[method_of(model.peft_config["default"])]
     if method.mutates_base:
@@ -257,7 +265,7 @@ def without_adapter(model: Any, base: str, settings: ModelSettings) -> Iterator[
             yield model
 
 
-def fold_for_generation(model: Any) -> None:
+def fold_for_generation(model: "PreTrainedModel") -> None:
     """Add an adapter into fp32 weights in place, for good: fewer products a token. For a model that trains no more.
 
     16-bit and 4-bit weights are left alone, where rounding would make it another policy.
@@ -271,7 +279,7 @@ def fold_for_generation(model: Any) -> None:
         model.merge_adapter()
 
 
-def count_parameters(model: Any) -> tuple[int, int]:
+def count_parameters(model: "PreTrainedModel") -> tuple[int, int]:
     """(trained, all) parameters of a model."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)

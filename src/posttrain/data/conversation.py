@@ -1,8 +1,11 @@
 """A prompt, a completion, a conversation: checked, joined, and rendered as TRL's trainers render it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
 _ROLES = ("system", "user", "assistant", "tool")
@@ -78,7 +81,9 @@ def join(prompt: Any, completion: Any) -> Any:
     return prompt + completion
 
 
-def render(turns: Any, tokenizer: Any, *, add_generation_prompt: bool = False, eos: bool = False) -> list[int]:
+def render(
+    turns: Any, tokenizer: "PreTrainedTokenizerBase", *, add_generation_prompt: bool = False, eos: bool = False
+) -> list[int]:
     """Token ids of a text or a conversation, exactly as TRL's trainers make them."""
     if isinstance(turns, str):
         ids: list[int] = tokenizer(turns)["input_ids"]

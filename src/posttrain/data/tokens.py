@@ -1,11 +1,15 @@
 """Rows as token ids, exactly as TRL's trainers make them; what they amount to, and what their lengths allow."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from .conversation import Row, join, render
 from .rows import Rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase, Trainer
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,9 @@ class Lengths:
     total: int
 
 
-def check_lengths(rows: Rows, tokenizer: Any, *, max_length: int | None, key: str = "train_file") -> Lengths:
+def check_lengths(
+    rows: Rows, tokenizer: "PreTrainedTokenizerBase", *, max_length: int | None, key: str = "train_file"
+) -> Lengths:
     """Count tokens and refuse rows that leave nothing to learn from. Raises DataError.
 
     TRL cuts a row at `max_length` (SFT) or drops it (reward, DPO). A run in which no row keeps a completion token
@@ -41,7 +47,7 @@ def check_lengths(rows: Rows, tokenizer: Any, *, max_length: int | None, key: st
     return Lengths(max(counts), sum(counts) / len(counts), too_long, len(counts))
 
 
-def token_counts(row: Row, tokenizer: Any) -> tuple[int, int]:
+def token_counts(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
     """(tokens before the completion, tokens in all) of one row; of a preference row, its longer side."""
     if "text" in row:
         return 0, len(tokenizer(row["text"])["input_ids"]) + 1
@@ -55,20 +61,20 @@ def token_counts(row: Row, tokenizer: Any) -> tuple[int, int]:
     return before, max((len(render(join(prompt, side), tokenizer, eos=True)) for side in sides), default=before)
 
 
-def count_tokens(dataset: Any) -> int:
+def count_tokens(dataset: "Dataset") -> int:
     """Tokens of one epoch of a tokenised dataset; a preference row is two sequences, each with its prompt."""
     lengths = {c: sum(map(len, dataset[c])) for c in dataset.column_names if c.endswith("_ids")}
     return sum(lengths.values()) + (lengths.get("prompt_ids", 0) if "chosen_ids" in lengths else 0)
 
 
-def pair_lengths(dataset: Any) -> list[int]:
+def pair_lengths(dataset: "Dataset") -> list[int]:
     """Tokens of the longer side of each tokenised preference row, its prompt included."""
     prompts = dataset["prompt_ids"] if "prompt_ids" in dataset.column_names else [[]] * len(dataset)
     rows = zip(prompts, dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
     return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in rows]
 
 
-def add_length_column(trainer: Any) -> None:
+def add_length_column(trainer: "Trainer") -> None:
     """Give preference rows the column that `train_sampling_strategy: group_by_length` sorts by.
 
     transformers infers lengths from `input_ids` only, and TRL's pairs have none.

@@ -9,13 +9,16 @@ still be at its share. Such a checkpoint has no written_by.json, and is not resu
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ArtifactError, LaunchError
 from ..fileio import GIB, write_atomically
 from ..log import log_line
 from ..runs.fingerprints import check_safetensors
 from .environment import Launch
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 WRITTEN_BY = "written_by.json"
 
@@ -25,7 +28,9 @@ def mark_whole(launch: Launch) -> Any:
     from transformers import TrainerCallback
 
     class Mark(TrainerCallback):  # type: ignore[misc]
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_save(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: Any
+        ) -> None:
             if launch.processes > 1:
                 import torch.distributed as dist
 
@@ -59,7 +64,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def check_room(trainer: Any, run_dir: Path, trained: int) -> None:
+def check_room(trainer: "Trainer", run_dir: Path, trained: int) -> None:
     """Refuse a disk that cannot take the checkpoints and the result of `trained` parameters. Raises LaunchError."""
     args = trainer.args
     # One is written before one goes.

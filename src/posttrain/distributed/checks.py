@@ -1,12 +1,15 @@
 """What accelerate and the trainer have made of a launch, compared with what was asked for."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, LaunchError
 from .environment import Launch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
-def check_state(args: Any, launch: Launch) -> None:
+
+def check_state(args: "TrainingArguments", launch: Launch) -> None:
     """What accelerate has made of the launch, once the trainer's arguments exist. Raises LaunchError."""
     import torch
     import torch.distributed as dist
@@ -40,7 +43,7 @@ def backends() -> dict[str, str]:
     return {device: backend for device, _, backend in pairs}
 
 
-def check_trainer(trainer: Any, launch: Launch) -> None:
+def check_trainer(trainer: "Trainer", launch: Launch) -> None:
     """What the trainer means to train with, once it is made. Raises LaunchError, or ConfigError."""
     accelerator, args = trainer.accelerator, trainer.args
     if accelerator.num_processes != launch.processes:
@@ -71,12 +74,14 @@ def check_trainer(trainer: Any, launch: Launch) -> None:
         raise LaunchError("fp16 was asked for, and a CPU has no loss scaling: it would train in fp32")
 
 
-def watch_wrapper(trainer: Any, launch: Launch) -> Any:
+def watch_wrapper(trainer: "Trainer", launch: Launch) -> Any:
     """A callback that looks at `trainer`'s model as it is about to train. Raises LaunchError before the first step."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_begin(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: Any
+        ) -> None:
             precision = "bf16" if args.bf16 else "fp16" if args.fp16 else ""
             split = bool(getattr(trainer, "is_distributed_loading_by_transformers", False))
             check_wrapped(trainer.model_wrapped, launch, precision=precision, splits_itself=split)
@@ -84,7 +89,9 @@ def watch_wrapper(trainer: Any, launch: Launch) -> Any:
     return Watch()
 
 
-def check_wrapped(model: Any, launch: Launch, *, precision: str = "", splits_itself: bool = False) -> None:
+def check_wrapped(
+    model: "PreTrainedModel", launch: Launch, *, precision: str = "", splits_itself: bool = False
+) -> None:
     """The model is wrapped as the strategy wants it, and computes in `precision`. Raises LaunchError.
 
     A trainer that splits its model over the processes itself wraps it in nothing (`splits_itself`).
@@ -119,7 +126,7 @@ def check_wrapped(model: Any, launch: Launch, *, precision: str = "", splits_its
             raise LaunchError(f"{precision} was asked for, but DeepSpeed computes in another format")
 
 
-def check_deepspeed_bf16(trainer: Any, dtype: str) -> None:
+def check_deepspeed_bf16(trainer: "Trainer", dtype: str) -> None:
     """bf16 under DeepSpeed rounds the weights themselves, so that fp32 weights are refused. Raises ConfigError."""
     if trainer.is_deepspeed_enabled and trainer.args.bf16 and dtype == "float32":
         raise ConfigError(

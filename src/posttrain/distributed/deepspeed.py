@@ -5,7 +5,10 @@ Everywhere else, and under ZeRO-2, these do nothing.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 def disable_zero3_init() -> None:
@@ -48,7 +51,7 @@ def whole(parameters: Iterable[Any], *, write: bool = False) -> Iterator[None]:
         yield
 
 
-def gather_full_parameters(trainer: Any) -> None:
+def gather_full_parameters(trainer: "Trainer") -> None:
     """Give a trained model its parameters back: from here on it is an ordinary model, on every process."""
     from torch import nn
 

@@ -1,9 +1,12 @@
 """FSDP2 (torch's fully_shard): real on CPU processes too, and an ordinary model again when training is over."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
-def choose_units(trainer: Any) -> None:
+def choose_units(trainer: "Trainer") -> None:
     """Split by transformer blocks alone: the input embedding, which accelerate 1.15 splits by itself, in none of them.
 
     It takes a unit for each of a model's `_no_split_modules`; BERT's and RoBERTa's name the module around the embedding
@@ -20,7 +23,7 @@ def choose_units(trainer: Any) -> None:
     plugin.transformer_cls_names_to_wrap = [name for name in names if name not in around]
 
 
-def gather_full_parameters(trainer: Any) -> None:
+def gather_full_parameters(trainer: "Trainer") -> None:
     """Give a model that FSDP2 has split its parameters back: an ordinary model from here on, on every process.
 
     torch has no way back from fully_shard; this undoes what it did: DTensors as parameters, hooks, a class of its own

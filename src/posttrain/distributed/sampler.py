@@ -1,12 +1,15 @@
 """Rows sorted into batches of like length, in one order: for every process, any number of them, and after a resume."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..upstream.transformers import replace_train_sampler
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 class SeededLengthSampler(LengthGroupedSampler):  # type: ignore[misc]
@@ -31,7 +34,7 @@ class SeededLengthSampler(LengthGroupedSampler):  # type: ignore[misc]
         return rows
 
 
-def seed_length_sampler(trainer: Any) -> None:
+def seed_length_sampler(trainer: "Trainer") -> None:
     """Give a trainer that sorts by length SeededLengthSampler."""
     args = trainer.args
     copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get another batch

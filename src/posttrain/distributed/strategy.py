@@ -3,11 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..upstream.accelerate import follow_fsdp_on_cpu
 from . import checks, deepspeed, deepspeed_build, environment, fsdp
 from .environment import Launch
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
 
 
 def read_launch(recipe: str, values: Mapping[str, Any]) -> Launch:
@@ -22,7 +25,7 @@ def read_launch(recipe: str, values: Mapping[str, Any]) -> Launch:
     return dataclasses.replace(launch, split=math.prod(sizes))
 
 
-def prepare(args: Any, launch: Launch) -> None:
+def prepare(args: "TrainingArguments", launch: Launch) -> None:
     """Check what accelerate has made of the launch, and have models loaded whole. Call it once `args` are made.
 
     Raises LaunchError.
@@ -33,7 +36,7 @@ def prepare(args: Any, launch: Launch) -> None:
     deepspeed.disable_zero3_init()
 
 
-def gather_trained(trainer: Any) -> None:
+def gather_trained(trainer: "Trainer") -> None:
     """Have the trained parameters whole on every process again, for what is measured and saved after training."""
     deepspeed.gather_full_parameters(trainer)
     fsdp.gather_full_parameters(trainer)

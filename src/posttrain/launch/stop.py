@@ -9,9 +9,12 @@ transformers' `enable_jit_checkpoint` is not used: its ranks do not agree.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import STATE, StoppedError
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 STOP = "stop"
 
@@ -43,11 +46,15 @@ def stop_at_request() -> Any:
         stopping = postponed = False
         group: Any = None
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_train_begin(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
             if file is not None and args.world_size > 1:
                 self.group = dist.new_group(backend="gloo")
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_end(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
             if file is None or state.global_step >= state.max_steps:
                 return
             asked = torch.tensor(int(file.exists()))
@@ -60,7 +67,9 @@ def stop_at_request() -> Any:
             elif asked:
                 self.stopping = control.should_save = True
 
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_save(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
             if not self.stopping:
                 return
             if self.group is not None:

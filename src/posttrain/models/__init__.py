@@ -1,9 +1,12 @@
 """Base models: loaded, scored, drawn from; number formats; faster ways on a CPU."""
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def is_prompt_learning(model: Any) -> bool:
+def is_prompt_learning(model: "PreTrainedModel") -> bool:
     """Whether one of a model's adapters is virtual tokens, which stand before each row and its padding."""
     configs = getattr(model, "peft_config", None) or {}
     return any(config.is_prompt_learning for config in configs.values())

@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from . import is_prompt_learning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Completion:
 
 
 def generate(
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Any],
     *,
     temperatures: Sequence[float] = (0.0,),
@@ -91,7 +94,7 @@ def _batches(order: Sequence[int], size: int, *, lengths: Sequence[int] | None) 
         start += len(batch)
 
 
-def _shared_prefill(model: Any, input_ids: Any, attention_mask: Any, copies: int) -> Any:
+def _shared_prefill(model: "PreTrainedModel", input_ids: Any, attention_mask: Any, copies: int) -> Any:
     """The cache of prompts (B, T) less their last token, repeated for each completion: (B x copies).
 
     `generate(num_return_sequences=n)` repeats the prompts first and computes each n times; for short completions
@@ -113,13 +116,13 @@ def _cuda_devices() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_available() else []
 
 
-def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """The ids that end a completion: the tokenizer's EOS, and those the model's own settings add."""
     own = model.generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own] if own is not None else [])}
 
 
-def settings(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
+def settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> GenerationConfig:
     """Greedy, with the model's own repetition penalty and n-gram ban switched off.
 
     `generate` fills in what is not named here from the model's own settings: its suppressed and forced tokens stay, in
@@ -143,7 +146,7 @@ _OTHER_DISTRIBUTION = (
 )  # fmt: skip
 
 
-def check_generation_settings(model: Any) -> None:
+def check_generation_settings(model: "PreTrainedModel") -> None:
     """A model whose own settings forbid or force tokens draws from another distribution than its logits'.
 
     Raises ValueError, naming the settings: what is trained on such draws would be weighed by the wrong ratio.
@@ -214,9 +217,15 @@ class Generation:
 
 
 def generate_ids(
-    model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, *, temperature: float, max_new_tokens: int,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    temperature: float,
+    max_new_tokens: int,
     uniforms: Tensor,
-) -> Generation:  # fmt: skip
+) -> Generation:
     """One completion a row; prompts (B, P) are padded on the left.
 
     `uniforms` (B, max_new_tokens) are the random numbers: the same ones draw the same completions, in any batch.

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.sections import ModelSettings
 from ..distributed.environment import launch_of
@@ -15,6 +15,9 @@ from ..errors import ArtifactError, ConfigError
 from ..fileio import digest, sha256_text
 from ..runs.fingerprints import check_safetensors, fingerprint_base
 from ..runs.lineage import Lineage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HEADS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -57,7 +60,7 @@ def _same_base(name: str, lineage: Lineage) -> bool:
     return bool(name == lineage.base["name"])
 
 
-def describe_base(name: str, settings: ModelSettings, model: Any) -> dict[str, Any]:
+def describe_base(name: str, settings: ModelSettings, model: "PreTrainedModel") -> dict[str, Any]:
     """What a lineage records of the base."""
     from ..upstream.transformers import commit_of
 
@@ -171,12 +174,12 @@ def _unreachable(name: str, error: Exception) -> str:
     return f"model_name_or_path: cannot load {name!r}: {first.strip()} Accepted: a model's folder, or a hub id."
 
 
-def template_sha256(tokenizer: Any) -> str | None:
+def template_sha256(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     template = tokenizer.chat_template
     return sha256_text(template if isinstance(template, str) or template is None else repr(template))
 
 
-def tokenizer_sha256(tokenizer: Any) -> str:
+def tokenizer_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Over what decides the ids: vocabulary, merges, normalisation; not over padding, which a use leaves behind."""
     if not hasattr(tokenizer, "backend_tokenizer"):
         return digest(tokenizer.get_vocab())
@@ -184,7 +187,7 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return digest({k: v for k, v in backend.items() if k not in ("padding", "truncation")})
 
 
-def check_tokenizer(tokenizer: Any, lineage: Lineage, run_dir: Path) -> None:
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", lineage: Lineage, run_dir: Path) -> None:
     """Refuse a tokenizer or chat template that is not the one a stage was trained with. Raises ArtifactError."""
     for what, now, then in (
         ("chat template", template_sha256(tokenizer), lineage.chat_template_sha256),

@@ -7,11 +7,14 @@ other CPUs it is emulated, and slower than fp32 by two orders of magnitude.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..log import world_size
 from .floats import BF16, FP16
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def has_bf16() -> bool:
@@ -65,7 +68,7 @@ def decide(values: dict[str, Any]) -> dict[str, Any]:
     return decided
 
 
-def describe_weights(model: Any) -> str | None:
+def describe_weights(model: "PreTrainedModel") -> str | None:
     """What rounds away of a model's training where it trains 16-bit weights that nobody keeps in fp32; None elsewhere.
 
     Such are full fine-tuning with `dtype: bfloat16`, the new head of an adapter on a bf16 base (PEFT upcasts layers
@@ -89,7 +92,7 @@ def describe_weights(model: Any) -> str | None:
     return f"{described}; dtype: float32 keeps it, and bf16: true computes in bf16 all the same"
 
 
-def take_off_autocast(model: Any) -> None:
+def take_off_autocast(model: "PreTrainedModel") -> None:
     """Give a trained model its own `forward` back, so that it computes as it does when it is loaded again."""
     from ..upstream.accelerate import forward_before_autocast
 
@@ -99,7 +102,7 @@ def take_off_autocast(model: Any) -> None:
 
 
 @contextmanager
-def without_autocast(model: Any) -> Iterator[None]:
+def without_autocast(model: "PreTrainedModel") -> Iterator[None]:
     """`take_off_autocast` for a moment."""
     wrapped = vars(model).get("forward")
     take_off_autocast(model)

@@ -1,15 +1,23 @@
 """Scores of a reward model, read at each row's last token."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import is_prompt_learning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Pooled = Callable[[Any, Any, Any], Any]
 
 
 def score(
-    model: Any, tokenizer: Any, sides: Sequence[list[int]], *, batch_size: int = 64, pooled: Pooled | None = None
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    sides: Sequence[list[int]],
+    *,
+    batch_size: int = 64,
+    pooled: Pooled | None = None,
 ) -> list[float]:
     """The score of each row of token ids, padded on the right and read at each row's last token.
 
@@ -34,7 +42,7 @@ def score(
     return scores
 
 
-def pooled_scores(model: Any, input_ids: Any, attention_mask: Any) -> Any:
+def pooled_scores(model: "PreTrainedModel", input_ids: Any, attention_mask: Any) -> Any:
     """Scores (B,) at the last attended token of right-padded (B, T) rows, whatever the pad id is."""
     from transformers.trainer_utils import unwrap_peft_model
 

@@ -13,6 +13,7 @@ from ..errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 IGNORED = -100  # a token that carries no tag; torch's cross-entropy leaves it out
@@ -71,14 +72,19 @@ class Encoded:
         return "; ".join(parts)
 
 
-def check_tokenizer(tokenizer: Any) -> None:
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raises ArtifactError for a tokenizer that cannot say which sub-word belongs to which word."""
     if not tokenizer.is_fast:
         raise ArtifactError(f"{type(tokenizer).__name__} does not say which word a token is of; use a fast tokenizer")
 
 
 def encode(
-    sentences: Sequence[Sequence[str]], tokenizer: Any, *, max_length: int, overlap: int, cut: bool = False
+    sentences: Sequence[Sequence[str]],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int,
+    overlap: int,
+    cut: bool = False,
 ) -> Encoded:
     """Tokenise sentences of words into windows of at most `max_length` ids.
 
@@ -129,7 +135,7 @@ def _windows(length: int, room: int, overlap: int) -> Iterator[tuple[int, int, i
         start, first = end - overlap, last
 
 
-def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and after a sentence."""
     plain, whole = (
         tokenizer(["a"], is_split_into_words=True, add_special_tokens=s)["input_ids"] for s in (False, True)
@@ -138,13 +144,13 @@ def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     return whole[:at], whole[at + len(plain) :]
 
 
-def logits_of(model: Any, input_ids: Any, attention_mask: Any) -> Any:
+def logits_of(model: "PreTrainedModel", input_ids: Any, attention_mask: Any) -> Any:
     """Logits (B, T, labels) of right-padded rows (B, T), behind virtual tokens where there are some."""
     out = model(input_ids=input_ids, attention_mask=attention_mask).logits
     return out[:, -input_ids.shape[1] :].float()
 
 
-def probe_logits(model: Any, input_ids: Sequence[int]) -> list[float]:
+def probe_logits(model: "PreTrainedModel", input_ids: Sequence[int]) -> list[float]:
     """The logits of one row of token ids, in eval mode, as one list of T x labels numbers."""
     import torch
 
@@ -158,7 +164,9 @@ def probe_logits(model: Any, input_ids: Sequence[int]) -> list[float]:
     return values
 
 
-def predict(model: Any, tokenizer: Any, encoded: Encoded, *, batch_size: int = 64) -> tuple[list[Any], list[Any]]:
+def predict(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", encoded: Encoded, *, batch_size: int = 64
+) -> tuple[list[Any], list[Any]]:
     """For each sentence, the class of each word and its probability; windows are padded on the right."""
     import torch
 

@@ -43,9 +43,13 @@ class Mistake:
 
 
 def mistakes(
-    words: Sequence[Sequence[str]], true: Sequence[Sequence[str]], found: Sequence[Sequence[str]],
-    origins: Sequence[str], *, most: int = 10,
-) -> list[Mistake]:  # fmt: skip
+    words: Sequence[Sequence[str]],
+    true: Sequence[Sequence[str]],
+    found: Sequence[Sequence[str]],
+    origins: Sequence[str],
+    *,
+    most: int = 10,
+) -> list[Mistake]:
     """The commonest mistakes first. Each wrong entity is one: by what overlaps it, or that nothing does."""
     counts: Counter[str] = Counter()
     first: dict[str, tuple[str, str]] = {}

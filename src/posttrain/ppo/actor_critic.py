@@ -16,13 +16,16 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import unwrap_peft_model
 
 from ..models.cpu.lora import NotSideBySide, all_plain, side_by_side
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 POLICY, REFERENCE, VALUE, REWARD = "default", "ppo_reference", "ppo_value", "ppo_reward_{number}"
 NO_ADAPTER = None
@@ -42,7 +45,13 @@ class ActorCritic(nn.Module):
     """
 
     def __init__(
-        self, policy: Any, *, value_mode: str, copy_reference: bool, temperature: float, entropies: bool = False
+        self,
+        policy: "PreTrainedModel",
+        *,
+        value_mode: str,
+        copy_reference: bool,
+        temperature: float,
+        entropies: bool = False,
     ) -> None:
         from ..upstream.trl import add_fused_lm_head
 
@@ -290,7 +299,7 @@ class ActorCritic(nn.Module):
             return compute(self.policy)
 
     def _logprobs(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
+        self, model: "PreTrainedModel", input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         width = completion_mask.shape[1]
         labels = torch.full_like(input_ids, -100)
@@ -325,7 +334,7 @@ class Head(nn.Linear):
             return nn.functional.linear(hidden.float(), self.weight.float(), bias)
 
 
-def trunk_of(model: Any) -> Any:
+def trunk_of(model: "PreTrainedModel") -> Any:
     """A causal language model without its head."""
     base = unwrap_peft_model(model)
     return getattr(base, base.base_model_prefix)

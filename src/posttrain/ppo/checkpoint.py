@@ -8,18 +8,21 @@ healthy.safetensors         what `on_unhealthy: rollback` goes back to
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..errors import ConfigError
 from .rollout import Rollout
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
 WEIGHTS, STATE, HEALTHY = "actor_critic.safetensors", "ppo_state.json", "healthy.safetensors"
 ROLLOUT = "rollout-{rank}.safetensors"
 
 
-def save(trainer: Any, folder: Path) -> None:
+def save(trainer: "Trainer", folder: Path) -> None:
     """Write all of it, and wait for every process: another one's rollout belongs to the checkpoint too."""
     from safetensors.torch import save_file
 
@@ -42,7 +45,7 @@ def save(trainer: Any, folder: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def load_weights(trainer: Any, folder: Path) -> None:
+def load_weights(trainer: "Trainer", folder: Path) -> None:
     """Read the trained tensors back. Raises ValueError when they are others than this trainer's."""
     from safetensors.torch import load_file
 
@@ -54,7 +57,7 @@ def load_weights(trainer: Any, folder: Path) -> None:
             parameter.copy_(saved[name])
 
 
-def load_state(trainer: Any, folder: Path) -> None:
+def load_state(trainer: "Trainer", folder: Path) -> None:
     """Read the rest back. Raises ConfigError when another number of processes wrote it."""
     from safetensors.torch import load_file
 

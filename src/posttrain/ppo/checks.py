@@ -1,12 +1,16 @@
 """What `PPOTrainer` refuses, before anything is drawn."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..data.conversation import render
 from .config import PPOConfig
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
-def check_dataset(dataset: Any, name: str, args: PPOConfig, tokenizer: Any) -> None:
+
+def check_dataset(dataset: "Dataset", name: str, args: PPOConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise ValueError unless there are prompts, enough for a rollout and none too long. `name` is the argument's."""
     if dataset is None or not len(dataset):
         raise ValueError(f"{name} is empty; PPO needs rows with a prompt")

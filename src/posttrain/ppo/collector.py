@@ -25,6 +25,9 @@ from .objective import KLController, RunningMoments
 from .rollout import Rollout, pad_left, pad_right, uniforms
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
+
     from .vllm import VLLMSampler
 
 
@@ -38,9 +41,14 @@ class Collector:
     """
 
     def __init__(
-        self, model: ActorCritic, rewards: Sequence[Any], args: PPOConfig, tokenizer: Any, accelerator: Any,
+        self,
+        model: ActorCritic,
+        rewards: Sequence[Any],
+        args: PPOConfig,
+        tokenizer: "PreTrainedTokenizerBase",
+        accelerator: "Accelerator",
         metrics: Metrics,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model, self.rewards, self.args, self.tokenizer = model, rewards, args, tokenizer
         self.accelerator, self.metrics = accelerator, metrics
         self.ends = end_tokens(model.policy, tokenizer)

@@ -16,12 +16,17 @@ import warnings
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
 
 from ..distributed.deepspeed import whole
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from .actor_critic import ActorCritic
 
 KL_A_TOKEN = 1.0
 PATIENCE = 5
@@ -70,7 +75,7 @@ class HealthWatch(TrainerCallback):  # type: ignore[misc]
         self.explained.extend(state["explained"])
         self.spread.extend(state["spread"])
 
-    def look(self, step: int, metrics: Mapping[str, float], model: Any) -> None:
+    def look(self, step: int, metrics: Mapping[str, float], model: "ActorCritic") -> None:
         """Examine a rollout's numbers; `model` is still the one that drew it."""
         found = self.examine(step, metrics)
         begun = [f for f in found if f.name not in self.wrong]
@@ -84,11 +89,19 @@ class HealthWatch(TrainerCallback):  # type: ignore[misc]
             warnings.warn("no rollout was healthy yet: there is nothing to roll back to", stacklevel=2)
         self.end = self.end or bool(begun and self.on_unhealthy != "warn")
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_step_end(
+        self,
+        args: "TrainingArguments",
+        state: "TrainerState",
+        control: "TrainerControl",
+        model: "ActorCritic | None" = None,
+        **kwargs: Any,
+    ) -> None:
         """End training where `look` said so; a rollback undoes this step too."""
         if not self.end:
             return
         control.should_training_stop = True
+        assert model is not None
         trained = model.trainable()
         with torch.no_grad(), whole(trained.values(), write=True):
             for name, tensor in self.healthy.items():

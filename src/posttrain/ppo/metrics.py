@@ -2,12 +2,15 @@
 
 import time
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import objective
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # Of an update, each the mean over tokens and processes.
 TOKEN_METRICS = (
@@ -21,7 +24,7 @@ class Metrics:
     `mean`, `std` and `take` speak for all processes, and so must be called by all of them.
     """
 
-    def __init__(self, accelerator: Any) -> None:
+    def __init__(self, accelerator: "Accelerator") -> None:
         self.accelerator = accelerator
         self.values: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
         nothing = torch.zeros(len(TOKEN_METRICS) + 1, dtype=torch.float64, device=accelerator.device)

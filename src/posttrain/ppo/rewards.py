@@ -13,6 +13,9 @@ from ..data.conversation import join, render
 from .actor_critic import ActorCritic
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from ..models.scoring import Pooled
 
 RewardFunction = Callable[..., Sequence[float]]
@@ -21,7 +24,9 @@ RewardFunction = Callable[..., Sequence[float]]
 class ModelReward:
     """A sequence-classification model with its tokenizer; `pooled(model, ids, mask)` gives a batch's scores."""
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, pooled: "Pooled | None" = None) -> None:
+    def __init__(
+        self, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", pooled: "Pooled | None" = None
+    ) -> None:
         self.name, self.model, self.tokenizer, self.pooled = name, model, tokenizer, pooled
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
@@ -47,12 +52,12 @@ class FunctionReward:
         return [float("nan") if s is None else float(s) for s in scores]
 
 
-def classified(model: Any, input_ids: Any, attention_mask: Any) -> Any:
+def classified(model: "PreTrainedModel", input_ids: Any, attention_mask: Any) -> Any:
     """Scores (B,) of a model that pools its rows itself, like BERT's."""
     return model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
 
 
-def check_templates(rewards: Sequence[Any], dataset: Any) -> None:
+def check_templates(rewards: Sequence[Any], dataset: "Dataset") -> None:
     """A reward model that is to read conversations has a chat template. Raises ValueError."""
     conversations = dataset is not None and not isinstance(dataset[0]["prompt"], str)
     for reward in rewards:
@@ -60,7 +65,12 @@ def check_templates(rewards: Sequence[Any], dataset: Any) -> None:
             raise ValueError(f"the tokenizer of reward {reward.name} has no chat template, and prompts are messages")
 
 
-def as_reward(source: Any, tokenizer: Any, actor_critic: ActorCritic, policy_tokenizer: Any) -> Any:
+def as_reward(
+    source: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    actor_critic: ActorCritic,
+    policy_tokenizer: "PreTrainedTokenizerBase",
+) -> Any:
     """What `reward_funcs` may hold, as something to call. Raises ValueError for anything else."""
     from transformers import AutoTokenizer, PreTrainedModel
     from transformers.trainer_utils import unwrap_peft_model

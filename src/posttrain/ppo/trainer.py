@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ from .config import PPOConfig
 from .health import Finding, HealthWatch
 from .metrics import Metrics
 from .rollout import Rollout, RolloutSampler, micro_batches
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
 
 
 class PPOTrainer(Trainer):  # type: ignore[misc]
@@ -61,7 +65,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: Any,
+        model: "str | PreTrainedModel",
         reward_funcs: Any,
         args: PPOConfig | None = None,
         train_dataset: Any = None,
@@ -163,7 +167,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             is_training=True,
         )
 
-    def _get_train_sampler(self, dataset: Any = None) -> RolloutSampler:
+    def _get_train_sampler(self, dataset: "Dataset | None" = None) -> RolloutSampler:
         return RolloutSampler(
             len(self.train_dataset),
             self.args.rollout_size * self.args.world_size,
@@ -280,7 +284,11 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
     # Update
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: ActorCritic,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The micro-batch's share of the optimizer step's loss: token losses over the step's tokens, everywhere."""
         args, mask = self.args, inputs["completion_mask"].float()
@@ -310,7 +318,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             self.accounted += ended - begun
         return (loss, {}) if return_outputs else loss
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: ActorCritic, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch. Past `kl_stop` the rest of the rollout leaves no gradient, and so no step."""
         clock = time.perf_counter()
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -330,13 +338,15 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         self.collector.evaluated = 0
         return super().evaluate(*args, **kwargs)
 
-    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+    def prediction_step(
+        self, model: ActorCritic, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
         """Draw, score and measure one batch of evaluation prompts."""
         with torch.no_grad():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
 
-    def create_optimizer(self, model: Any = None) -> Any:
+    def create_optimizer(self, model: ActorCritic | None = None) -> Any:
         """Two groups: the policy's parameters, and the critic's with a learning rate of their own."""
         if self.optimizer is None:  # transformers sets it
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -405,7 +415,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: ActorCritic | None = None) -> None:
         checkpoint.load_weights(self, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint_dir: str | None) -> None:
@@ -413,7 +423,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         if checkpoint_dir is not None:
             checkpoint.load_state(self, Path(checkpoint_dir))
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: ActorCritic, trial: Any) -> None:
         """Before transformers writes its state, whose presence says that a checkpoint is whole."""
         checkpoint.save(self, Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)

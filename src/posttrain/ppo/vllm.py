@@ -6,12 +6,16 @@ are computed again by the policy (collector.py), so that the first ratio is 1.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from .actor_critic import POLICY, ActorCritic
 from .config import PPOConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class VLLMSampler:
@@ -20,7 +24,14 @@ class VLLMSampler:
     Raises ValueError without CUDA or without the package vllm.
     """
 
-    def __init__(self, actor_critic: ActorCritic, accelerator: Any, tokenizer: Any, ends: set[int], args: PPOConfig):
+    def __init__(
+        self,
+        actor_critic: ActorCritic,
+        accelerator: "Accelerator",
+        tokenizer: "PreTrainedTokenizerBase",
+        ends: set[int],
+        args: PPOConfig,
+    ):
         from ..upstream.trl import is_vllm_available, make_vllm_generation
 
         if not torch.cuda.is_available() or not is_vllm_available():
@@ -46,7 +57,7 @@ class VLLMSampler:
 
 
 @contextmanager
-def kept_base_weights(policy: Any) -> Iterator[None]:
+def kept_base_weights(policy: "PreTrainedModel") -> Iterator[None]:
     """Put the weights under the adapters back as they were.
 
     To hand its weights over, TRL merges the adapter and unmerges it again. In bf16 the difference of two roundings

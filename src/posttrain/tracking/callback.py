@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.conversation import text_of
 from ..log import log_line
@@ -10,6 +10,9 @@ from ..runs.record import metric_name
 from .performance import StepClock
 from .tracker import Tracker
 from .trainers import DrawsCompletions, WatchesItself
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 # What a line of progress shows of a log.
 SHOWN = (
@@ -24,7 +27,7 @@ SHOWN = (
 )
 
 
-def tracking_callback(tracker: Tracker | None, clock: StepClock, trainer: Any) -> Any:
+def tracking_callback(tracker: Tracker | None, clock: StepClock, trainer: "Trainer") -> Any:
     """A callback that reports what `trainer` logs to `tracker`, with the performance that `clock` measured.
 
     Every process has it, since rates are summed over them; the first one reports.
@@ -34,32 +37,51 @@ def tracking_callback(tracker: Tracker | None, clock: StepClock, trainer: Any) -
     watched = trainer if isinstance(trainer, WatchesItself) else None
 
     class TrackingCallback(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_train_begin(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
             self.first_step = state.global_step
             self.alerted = len(watched.findings) if watched else 0
             self.finite = True
             clock.start()
 
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_pre_optimizer_step(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
             clock.before_optimizer()
 
-        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_optimizer_step(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
             clock.after_optimizer()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_end(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
             clock.step()
             for finding in watched.findings[self.alerted :] if watched else ():
                 self.alerted += 1
                 if tracker is not None:
                     tracker.alert(finding.name, str(finding), state.global_step)
 
-        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_evaluate(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
             clock.skip()
 
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_save(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
             clock.skip()
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        def on_log(
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            logs: Any = None,
+            **kwargs: Any,
+        ) -> None:
             if not logs:
                 return
             step, total = state.global_step, state.max_steps

@@ -15,10 +15,13 @@ perf/mfu is the share, in percent, of the peak (machine.py) that the model's own
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .machine import EnergyMeter, memory_now, peak_flops
 from .trainers import DrawsCompletions, trained_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
 
 PHASES = ("data", "forward", "backward", "optimizer")
 
@@ -42,7 +45,7 @@ class StepClock:
         pairs: whether two sequences make one sample, as in DPO and reward models.
     """
 
-    def __init__(self, trainer: Any, *, pairs: bool = False) -> None:
+    def __init__(self, trainer: "Trainer", *, pairs: bool = False) -> None:
         self.trainer, self.pairs = trainer, pairs
         self.device = trainer.accelerator.device
         self.laps = _CudaLaps() if self.device.type == "cuda" else _Laps()
@@ -90,7 +93,7 @@ class StepClock:
         return timed
 
     def _timed_loss(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        def timed(model: "PreTrainedModel", inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if not self.on or not self.trainer.model.training:
                 return function(model, inputs, *args, **kwargs)
             if self.together == 1:
@@ -105,7 +108,7 @@ class StepClock:
     def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Of a model that is split: the batch, once. Its stages ask for a loss of parts, or of none."""
 
-        def counted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        def counted(model: "PreTrainedModel", inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if self.on:
                 self._count(inputs)
             return function(model, inputs, *args, **kwargs)
@@ -235,7 +238,7 @@ class _CudaLaps(_Laps):
 # Arithmetic
 
 
-def describe_work(trainer: Any) -> Work:
+def describe_work(trainer: "Trainer") -> Work:
     """FLOP that training takes per token.
 
     A token of training is a forward pass, its gradient to the activations, and its gradient to the weights: TRL's
@@ -250,7 +253,7 @@ def describe_work(trainer: Any) -> Work:
     return _work_of(trained_model(trainer), passes)
 
 
-def _work_of(model: Any, passes: float) -> Work:
+def _work_of(model: "PreTrainedModel", passes: float) -> Work:
     from ..upstream.trl import compute_flops_per_token
 
     config = model.config.get_text_config()

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..data.tokens import count_tokens
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 class Finding(Protocol):
@@ -67,7 +70,7 @@ class SplitsModel(Protocol):
         ...
 
 
-def describe_batches(trainer: Any) -> str:
+def describe_batches(trainer: "Trainer") -> str:
     """What a run amounts to, in one line: global batch, steps and tokens, or what the trainer itself says."""
     if isinstance(trainer, DescribesWork):
         return trainer.describe_work()
@@ -86,6 +89,6 @@ def describe_batches(trainer: Any) -> str:
     )
 
 
-def trained_model(trainer: Any) -> Any:
+def trained_model(trainer: "Trainer") -> Any:
     """The model that a trainer was made for, out of accelerate's wrappers; of several roles, the policy."""
     return trainer.policy if isinstance(trainer, TrainsPolicy) else trainer.accelerator.unwrap_model(trainer.model)

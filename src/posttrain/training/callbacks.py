@@ -10,10 +10,12 @@ from ..tracking.callback import tracking_callback
 from ..tracking.performance import StepClock
 
 if TYPE_CHECKING:
+    from transformers import Trainer
+
     from .stage import Stage
 
 
-def callbacks_of(stage: "Stage", trainer: Any, clock: StepClock) -> list[Any]:
+def callbacks_of(stage: "Stage", trainer: "Trainer", clock: StepClock) -> list[Any]:
     """All of them, in the order in which transformers calls them at each event.
 
     A checkpoint is marked as whole before a run that was asked to stop ends behind it: that callback raises, and so is

@@ -6,16 +6,26 @@ numbers, and two policies are drawn from with the same random numbers.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..models.generation import generate
 from ..runs.answers import Answer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def answer(
-    model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], *, max_new_tokens: int, batch_size: int,
-    num_samples: int, seed: int, progress: Callable[[int, int], None] | None = None,
-) -> list[Answer]:  # fmt: skip
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[dict[str, Any]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    num_samples: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
     """A greedy completion and `num_samples` at temperature 1 for each of the prompt-completion `rows`."""
     completions = generate(
         model, tokenizer, [row["prompt"] for row in rows], temperatures=[0.0] + [1.0] * num_samples,

@@ -17,13 +17,16 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters import attach
 from ..config.peft_methods import METHODS, method_of
 from ..distributed.deepspeed import before_split
 from ..errors import GateError
 from ..models.precision import has_bf16
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 # Log-probabilities may differ by what another order of additions costs, in fp32 and in 16-bit arithmetic.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
@@ -51,7 +54,7 @@ def require(gates: Sequence[Gate], run_dir: Path) -> None:
         raise GateError(f"{run_dir} did not pass its gates; everything is kept there:\n{lines}")
 
 
-def probe_logprobs(model: Any, input_ids: Sequence[int], *, adapter: str | None = "") -> list[float]:
+def probe_logprobs(model: "PreTrainedModel", input_ids: Sequence[int], *, adapter: str | None = "") -> list[float]:
     """Log-probability of each token of `input_ids` after the first, in eval mode: (T - 1,) floats.
 
     `adapter` switches first: a name, or None for "adapters off"; "" leaves the active one.
@@ -72,7 +75,7 @@ def probe_logprobs(model: Any, input_ids: Sequence[int], *, adapter: str | None 
     return values
 
 
-def dtype_of(model: Any) -> str:
+def dtype_of(model: "PreTrainedModel") -> str:
     """The number format that a model computes in, a key of TOLERANCE.
 
     On a CPU with bf16, bitsandbytes multiplies 4-bit weights in bf16 whatever the model's own format is, and does so in
@@ -94,7 +97,12 @@ def same_outputs(name: str, got: Sequence[float], expected: Sequence[float], *, 
 
 
 def reloads(
-    model: Any, adapter_dir: Path, forward: Callable[[Any], list[float]], *, dtype: str, fresh: Callable[[], Any]
+    model: "PreTrainedModel",
+    adapter_dir: Path,
+    forward: Callable[[Any], list[float]],
+    *,
+    dtype: str,
+    fresh: Callable[[], Any],
 ) -> Gate:
     """The saved adapter, read back, gives the outputs of the trained one. `forward(model)` gives the outputs.
 
@@ -139,7 +147,7 @@ def f1(value: float, floor: float) -> Gate:
     )  # fmt: skip
 
 
-def dpo_step_zero(trainer: Any, *, beta_loss: bool) -> list[Gate]:
+def dpo_step_zero(trainer: "Trainer", *, beta_loss: bool) -> list[Gate]:
     """Before the first step: loss is ln 2 (sigmoid loss) and the reward margins are 0, on the first rows.
 
     Uses the trainer's own collator and loss; no random state is touched and no metric is left behind. In 16 bits two
@@ -173,7 +181,7 @@ def dpo_step_zero(trainer: Any, *, beta_loss: bool) -> list[Gate]:
     return gates
 
 
-def eos_is_learned(trainer: Any, tokenizer: Any) -> Gate:
+def eos_is_learned(trainer: "Trainer", tokenizer: "PreTrainedTokenizerBase") -> Gate:
     """EOS is among the labels of the rows that were not cut, also when it is the pad token as well."""
     rows = [trainer.train_dataset[i] for i in range(min(16, len(trainer.train_dataset)))]
     labels = trainer.data_collator(rows)["labels"]

@@ -6,7 +6,7 @@ A 4-bit base is dequantised first: adding an adapter into NF4 weights rounds it 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters import load_policy, unload_merged
 from ..config.peft_methods import METHODS
@@ -16,6 +16,9 @@ from ..models.loading import load_base, load_tokenizer
 from ..runs.card import write_card
 from ..runs.lineage import verify
 from .gates import dtype_of, probe_logprobs, same_outputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def merge(run_dir: Path, output: Path) -> None:
@@ -60,7 +63,7 @@ def merge(run_dir: Path, output: Path) -> None:
     print(f"{output}: {name}, outputs within {gate.value:.2g} of the adapter's")
 
 
-def _outputs(model: Any, tokenizer: Any, probe: dict[str, Any]) -> list[float]:
+def _outputs(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", probe: dict[str, Any]) -> list[float]:
     if "scores" in probe:
         from ..models.scoring import score
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters import start_model
 from ..config.peft_methods import METHODS
@@ -21,6 +21,9 @@ from ..tracking.trainers import trained_model
 from . import gates
 from .policy import model_settings, reload_gate
 from .stage import Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 PROBE_TOKENS = 48
 KEYS = ("train_file", "validation_file", "test_file")
@@ -93,7 +96,9 @@ def check_positions(stage: Stage, base: str) -> None:
         )
 
 
-def encode_all(stage: Stage, tokenizer: Any, sets: dict[str, Sentences | None], base: str) -> dict[str, Encoded]:
+def encode_all(
+    stage: Stage, tokenizer: "PreTrainedTokenizerBase", sets: dict[str, Sentences | None], base: str
+) -> dict[str, Encoded]:
     """Each set's sentences as windows, with a line on what did not fit. Raises a PosttrainError."""
     check_tokenizer(tokenizer)
     check_positions(stage, base)
@@ -123,9 +128,13 @@ def start(stage: Stage, base: str, labels: list[str]) -> Any:
 
 
 def make_trainer(
-    model: Any, args: Any, tokenizer: Any, encoded: dict[str, Encoded], sets: dict[str, Sentences | None],
+    model: "PreTrainedModel",
+    args: "TrainingArguments",
+    tokenizer: "PreTrainedTokenizerBase",
+    encoded: dict[str, Encoded],
+    sets: dict[str, Sentences | None],
     labels: list[str],
-) -> Any:  # fmt: skip
+) -> Any:
     """transformers' Trainer, with entity scores of the validation sentences while it trains."""
     from transformers import DataCollatorForTokenClassification, Trainer
 
@@ -183,9 +192,15 @@ def metrics_while_training(encoded: Encoded, found: Sentences, labels: list[str]
 
 
 def finish(
-    stage: Stage, trainer: Any, tokenizer: Any, *, base: str, labels: list[str], encoded: dict[str, Encoded],
+    stage: Stage,
+    trainer: "Trainer",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    base: str,
+    labels: list[str],
+    encoded: dict[str, Encoded],
     sets: dict[str, Sentences | None],
-) -> None:  # fmt: skip
+) -> None:
     """Save the tagger, measure it on the test sentences (else on validation), pass the gates, write the lineage."""
     model = trained_model(trainer)
     result = stage.save(trainer, tokenizer)
@@ -213,7 +228,13 @@ def finish(
 
 
 def measure(
-    stage: Stage, model: Any, tokenizer: Any, encoded: Encoded, found: Any, labels: list[str], name: str
+    stage: Stage,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    encoded: Encoded,
+    found: Any,
+    labels: list[str],
+    name: str,
 ) -> dict[str, dict[str, float]]:
     """Entity scores and the commonest mistakes, printed and kept: `answers/<set>.json`, `answers/<set>.jsonl`."""
     classes, _ = predict(model, tokenizer, encoded)

@@ -1,7 +1,7 @@
 """What the policy recipes (SFT, DPO) share: how a policy begins, and what it must show at its end."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters import fold_for_generation, load_adapter_base, start_model, without_adapter
 from ..config.sections import EvaluationSettings, GenerationSettings, ModelSettings, PolicyGates
@@ -21,6 +21,9 @@ from .evaluation import answer
 from .gates import Gate
 from .stage import Stage
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
 PROBE_TOKENS = 48
 STOPS_FLOOR = 0.5  # of completions that end by EOS, when gates.stops does not say
 
@@ -29,7 +32,7 @@ def model_settings(stage: Stage) -> ModelSettings:
     return stage.config.part(ModelSettings)
 
 
-def check_inputs(stage: Stage, tokenizer: Any) -> None:
+def check_inputs(stage: Stage, tokenizer: "PreTrainedTokenizerBase") -> None:
     """The policy input was trained with this tokenizer and this chat template. Raises ArtifactError."""
     if stage.policy is not None:
         check_tokenizer(tokenizer, stage.policy, stage.inputs["policy"])
@@ -72,7 +75,7 @@ def start(stage: Stage, base: str, *, task: str) -> tuple[Any, Any, str | None]:
     return model, peft_config, how
 
 
-def before_dpo(stage: Stage, trainer: Any) -> list[Gate]:
+def before_dpo(stage: Stage, trainer: "Trainer") -> list[Gate]:
     """At step 0 the policy and the reference are the input policy, the loss is ln 2, the margins are 0."""
     found = gates.dpo_step_zero(trainer, beta_loss=list(trainer.args.loss_type) == ["sigmoid"])
     probe = stage.policy.metrics.get("probe") if stage.policy else None
@@ -93,7 +96,14 @@ def before_dpo(stage: Stage, trainer: Any) -> list[Gate]:
 
 
 def finish(
-    stage: Stage, trainer: Any, tokenizer: Any, *, base: str, start: str | None, train: Rows, test: Rows | None
+    stage: Stage,
+    trainer: "Trainer",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    base: str,
+    start: str | None,
+    train: Rows,
+    test: Rows | None,
 ) -> None:
     """Save the policy, measure it on the test rows, pass the gates, write the lineage."""
     model = trained_model(trainer)
@@ -123,9 +133,15 @@ def finish(
 
 
 def reload_gate(
-    stage: Stage, model: Any, forward: Callable[[Any], list[float]], *, base: str, start: str | None, task: str,
+    stage: Stage,
+    model: "PreTrainedModel",
+    forward: Callable[[Any], list[float]],
+    *,
+    base: str,
+    start: str | None,
+    task: str,
     labels: Sequence[str] = (),
-) -> Gate:  # fmt: skip
+) -> Gate:
     """The adapter that was just saved gives the outputs of the trained one."""
 
     def fresh() -> Any:
@@ -138,7 +154,9 @@ def reload_gate(
     return gates.reloads(model, stage.run_dir / ADAPTER, forward, dtype=gates.dtype_of(model), fresh=fresh)
 
 
-def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, base: str) -> None:
+def measure(
+    stage: Stage, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", test: Rows, base: str
+) -> None:
     """Exact match on the test rows after the stage, before it, and the change, row by row; answers are kept.
 
     "Before" is the base model, or what the input policy answered in its own stage if that was on the same rows.
@@ -175,7 +193,9 @@ def measure(stage: Stage, model: Any, tokenizer: Any, test: Rows, base: str) -> 
     stage.metrics["stops"] = stage.metrics["after"]["stops"]
 
 
-def _stop_share(stage: Stage, model: Any, tokenizer: Any, train: Rows) -> float | None:
+def _stop_share(
+    stage: Stage, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", train: Rows
+) -> float | None:
     """Share of greedy completions that end by EOS; None for plain text, which has no prompt to answer."""
     if "stops" in stage.metrics:
         return float(stage.metrics["stops"])
@@ -191,7 +211,7 @@ def _stop_share(stage: Stage, model: Any, tokenizer: Any, train: Rows) -> float 
     return share
 
 
-def _probe_ids(train: Rows, tokenizer: Any) -> list[int]:
+def _probe_ids(train: Rows, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The token ids of the first training row: prompt and completion, cut to a handful."""
     row = train.rows[0]
     for name in ("completion", "chosen"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters import load_policy
 from ..config.peft_methods import METHODS
@@ -18,6 +18,9 @@ from ..runs.paths import ADAPTER
 from . import gates
 from .gates import Gate
 from .stage import Stage
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 def check_rewards(stage: Stage, prompts: Rows) -> None:
@@ -104,7 +107,7 @@ def as_reward_function(name: str) -> Any:
     return judged
 
 
-def prove_roles(stage: Stage, trainer: Any) -> list[Gate]:
+def prove_roles(stage: Stage, trainer: "Trainer") -> list[Gate]:
     """Before the first step, policy and reference are the input policy, and the reward gives its own scores again."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     found: list[Gate] = []

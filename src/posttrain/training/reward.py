@@ -1,7 +1,7 @@
 """What a reward model must show at its end: the same scores from its files, and held-out pairs ranked right."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.sections import RewardGates
 from ..data.conversation import Row, render
@@ -14,6 +14,9 @@ from . import gates
 from .policy import model_settings, reload_gate
 from .stage import Stage
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
+
 PROBE_PAIRS = 8
 
 
@@ -25,7 +28,7 @@ def check_gate(stage: Stage, validation: Rows | None) -> None:
         )
 
 
-def separate_pad_token(tokenizer: Any) -> None:
+def separate_pad_token(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Give the tokenizer a pad token that is not EOS. Raises ConfigError when it has no spare special token.
 
     transformers reads the score at the last token that is not the pad id. Where pad is EOS, that is the token before
@@ -39,7 +42,7 @@ def separate_pad_token(tokenizer: Any) -> None:
     tokenizer.pad_token = spare[0]
 
 
-def sides_of(rows: Sequence[Row], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+def sides_of(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[list[int], list[int]]]:
     """Token ids of (chosen, rejected) for each preference row, as RewardTrainer renders them."""
     pairs = []
     for row in rows:
@@ -51,7 +54,14 @@ def sides_of(rows: Sequence[Row], tokenizer: Any) -> list[tuple[list[int], list[
 
 
 def finish(
-    stage: Stage, trainer: Any, tokenizer: Any, *, base: str, start: str | None, train: Rows, validation: Rows | None
+    stage: Stage,
+    trainer: "Trainer",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    base: str,
+    start: str | None,
+    train: Rows,
+    validation: Rows | None,
 ) -> None:
     """Save the reward model, measure it on the held-out pairs, pass the gates, write the lineage."""
     model = trainer.accelerator.unwrap_model(trainer.model)

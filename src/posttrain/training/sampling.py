@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..adapters import fold_for_generation, load_policy
@@ -27,6 +27,9 @@ from ..runs.lineage import verify
 from .evaluation import answer
 from .gates import dtype_of, same_outputs
 from .stage import Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Judge = Callable[[Any, Sequence[Row], Sequence[Sequence[Completion]]], list[list[float]]]
 
@@ -69,7 +72,7 @@ def load_test(stage: Stage) -> Rows:
     return rows
 
 
-def evaluate(stage: Stage, policy: Any, tokenizer: Any, test: Rows) -> None:
+def evaluate(stage: Stage, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", test: Rows) -> None:
     """Measure exact match, write `evaluation/metrics.json` and `answers.jsonl`, close the stage."""
     settings, generation = stage.config.part(EvaluationSettings), stage.config.part(GenerationSettings)
     answers = answer(
@@ -107,7 +110,9 @@ def find_judge(stage: Stage, prompts: Rows) -> Judge:
     if name == "exact_match" and prompts.format != "prompt_completion":
         raise ConfigError(f"verifier: exact_match needs prompt-completion rows, got {prompts.format}")
 
-    def judge(tokenizer: Any, rows: Sequence[Row], drawn: Sequence[Sequence[Completion]]) -> list[list[float]]:
+    def judge(
+        tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], drawn: Sequence[Sequence[Completion]]
+    ) -> list[list[float]]:
         return [[verifier(row["prompt"], c.text, row) for c in cs] for row, cs in zip(rows, drawn, strict=True)]
 
     return judge
@@ -118,7 +123,9 @@ def _reward_judge(stage: Stage) -> Judge:
     if lineage.task != "SEQ_CLS":
         raise ConfigError(f"inputs.reward: {stage.inputs['reward']} is no reward model (task {lineage.task})")
 
-    def judge(tokenizer: Any, rows: Sequence[Row], drawn: Sequence[Sequence[Completion]]) -> list[list[float]]:
+    def judge(
+        tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], drawn: Sequence[Sequence[Completion]]
+    ) -> list[list[float]]:
         import torch
 
         from ..models.scoring import score
@@ -142,7 +149,9 @@ def _reward_judge(stage: Stage) -> Judge:
     return judge
 
 
-def draw(stage: Stage, policy: Any, tokenizer: Any, prompts: Rows) -> list[list[Completion]]:
+def draw(
+    stage: Stage, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Rows
+) -> list[list[Completion]]:
     """Completions of every prompt; each batch is written when drawn and read back by a resumed run.
 
     Several processes share the batches out, and wait for each other's files: a batch is seeded by its place, so that
@@ -179,7 +188,13 @@ def draw(stage: Stage, policy: Any, tokenizer: Any, prompts: Rows) -> list[list[
     return drawn
 
 
-def rank(stage: Stage, judge: Judge, tokenizer: Any, prompts: Rows, drawn: Sequence[Sequence[Completion]]) -> list[Row]:
+def rank(
+    stage: Stage,
+    judge: Judge,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Rows,
+    drawn: Sequence[Sequence[Completion]],
+) -> list[Row]:
     """Preference rows, `pairs_per_prompt` a prompt at most. Sets the stage's metrics."""
     settings = stage.config.part(SampleSettings)
     scores = judge(tokenizer, prompts.rows, drawn)

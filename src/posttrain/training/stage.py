@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ..adapters import count_parameters
 from ..adapters.adalora import penalise
@@ -49,6 +49,9 @@ from ..tracking.trainers import describe_batches, trained_model
 from . import gates as gate_checks
 from .callbacks import callbacks_of
 from .gates import Gate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
 
 LOCK_S = 100  # a job that starts again elsewhere may find a process of its last try dying; preflight waits for longer
 
@@ -148,7 +151,7 @@ class Stage:
             self.run_dir, self.run_dir / CHECKPOINTS, self.launch, facts, timeout_s=timeout_s
         )
 
-    def announce(self, trainer: Any) -> None:
+    def announce(self, trainer: "Trainer") -> None:
         """Print what the run amounts to, and refuse a disk that cannot take its checkpoints."""
         args = trainer.args
         checks.check_trainer(trainer, self.launch)
@@ -163,7 +166,7 @@ class Stage:
             log_line(f"note: {note}")
         check_room(trainer, self.run_dir, trained)
 
-    def train(self, trainer: Any) -> None:
+    def train(self, trainer: "Trainer") -> None:
         """Train to the end, from the last whole checkpoint when an earlier try was cut off.
 
         Raises StoppedError, with a checkpoint saved, when the run was asked to stop.
@@ -197,7 +200,7 @@ class Stage:
         strategy.gather_trained(trainer)
         take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
 
-    def last_logs(self, trainer: Any) -> dict[str, Any]:
+    def last_logs(self, trainer: "Trainer") -> dict[str, Any]:
         """The last value of each number that was logged."""
         logs: dict[str, Any] = {}
         for record in trainer.state.log_history:
@@ -205,7 +208,7 @@ class Stage:
         self.logged = frozenset(logs)
         return logs
 
-    def save(self, trainer: Any, tokenizer: Any) -> str:
+    def save(self, trainer: "Trainer", tokenizer: "PreTrainedTokenizerBase") -> str:
         """Save the adapter (or the full model) and its tokenizer whole or not at all; return the folder's name."""
         from peft import PeftModel
 
@@ -227,9 +230,15 @@ class Stage:
     # End
 
     def close(
-        self, *, kind: str, result: str, task: str | None = None, start: str | None = None,
-        base: Mapping[str, Any] | None = None, tokenizer: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        kind: str,
+        result: str,
+        task: str | None = None,
+        start: str | None = None,
+        base: Mapping[str, Any] | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+    ) -> None:
         """Require the gates, then write the lineage: from here on the stage is complete. Checkpoints are removed."""
         import torch
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters import load_policy
 from ..config.sections import ModelSettings
@@ -14,6 +14,9 @@ from ..ner.alignment import check_tokenizer, encode, predict
 from ..ner.rows import split_words
 from ..ner.tags import recognise_scheme, spans, to_bio
 from ..runs.lineage import is_complete, verify
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_LENGTH, OVERLAP = 256, 32  # of a plain model, whose training is not on record
 
@@ -87,7 +90,11 @@ def load_tagger(model_dir: Path) -> tuple[Any, Any, int, int]:
 
 
 def tag_texts(
-    model: Any, tokenizer: Any, texts: Sequence[str], max_length: int = MAX_LENGTH, overlap: int = OVERLAP
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    max_length: int = MAX_LENGTH,
+    overlap: int = OVERLAP,
 ) -> list[list[Entity]]:
     """The entities of each text, in their order. Words are cut as for training texts (`reading.split_words`)."""
     labels = model.config.id2label

@@ -2,7 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def follow_fsdp_on_cpu() -> None:
@@ -38,7 +41,7 @@ def reach_samplers_behind_skips() -> None:
     SkipBatchSampler.set_epoch = set_epoch
 
 
-def forward_before_autocast(model: Any) -> Any:
+def forward_before_autocast(model: "PreTrainedModel") -> Any:
     """The `forward` that accelerate's mixed precision has wrapped; None where it has wrapped none.
 
     `unwrap_model` of accelerate 1.15 leaves the wrapper on. Its `keep_fp32_wrapper=False` takes too much off: every

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def adapter_layers(model: Any) -> list[Any]:
+def adapter_layers(model: "PreTrainedModel") -> list[Any]:
     """The modules of a model that compute with one of several adapters: tuner layers, and heads that are trained."""
     return [m for m in model.modules() if hasattr(m, "_active_adapter") and hasattr(m, "_disable_adapters")]
 

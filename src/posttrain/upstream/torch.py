@@ -1,7 +1,10 @@
 """What torch 2.13 has no public way for."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerState
 
 
 def has_hooks(module: Any) -> bool:
@@ -11,7 +14,7 @@ def has_hooks(module: Any) -> bool:
     )
 
 
-def replace_parameters(model: Any, replaced: Mapping[Any, Any]) -> None:
+def replace_parameters(model: "PreTrainedModel", replaced: Mapping[Any, Any]) -> None:
     """Put other parameters in the place of those that are keys of `replaced`, in every module of `model`.
 
     `setattr` would leave the dictionary that DeepSpeed's ZeRO-3 has put into each module in its place, and that one
@@ -33,7 +36,7 @@ def undo_fully_shard(module: Any) -> None:
     module.__class__ = type(module).__mro__[FSDPModule._orig_cls_mro_index]
 
 
-def _hooks_of_fully_shard(state: Any) -> Iterator[Any]:
+def _hooks_of_fully_shard(state: "TrainerState") -> Iterator[Any]:
     """The handles of its hooks to forward passes and state dicts."""
     yield state._pre_forward_hook_handle
     yield state._post_forward_hook_handle

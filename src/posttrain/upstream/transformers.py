@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
 
 # Trainers
 
 
-def keep_column(trainer: Any, name: str) -> None:
+def keep_column(trainer: "Trainer", name: str) -> None:
     """Have `trainer` keep a column of its rows that the model's forward does not name.
 
     transformers drops it as unused before anything reads it, `length_column_name` too; the public
@@ -17,7 +20,7 @@ def keep_column(trainer: Any, name: str) -> None:
     trainer._signature_columns = [*trainer._signature_columns, name]
 
 
-def replace_train_sampler(trainer: Any, make: Callable[[Any], Any]) -> None:
+def replace_train_sampler(trainer: "Trainer", make: Callable[[Any], Any]) -> None:
     """Have `trainer` take the rows of an epoch from `make(sampler)`, where `sampler` is the one that it would take.
 
     A subclass would override `_get_train_sampler`; a trainer that exists already has no public way.
@@ -26,7 +29,7 @@ def replace_train_sampler(trainer: Any, make: Callable[[Any], Any]) -> None:
     trainer._get_train_sampler = lambda dataset=None: make(own(dataset))
 
 
-def add_to_checkpoints(trainer: Any, write: Callable[[Path], None], read: Callable[[Path], None]) -> None:
+def add_to_checkpoints(trainer: "Trainer", write: Callable[[Path], None], read: Callable[[Path], None]) -> None:
     """Have `trainer` write more into each folder that it saves weights to, and resume from that alone.
 
     `write(folder)` comes after transformers' own files; `read(folder)` takes the place of what transformers reads.
@@ -38,7 +41,7 @@ def add_to_checkpoints(trainer: Any, write: Callable[[Path], None], read: Callab
         if output_dir is not None:
             write(Path(output_dir))
 
-    def load(resume_from_checkpoint: str, model: Any = None) -> None:
+    def load(resume_from_checkpoint: str, model: "PreTrainedModel | None" = None) -> None:
         read(Path(resume_from_checkpoint))
 
     trainer._save, trainer._load_from_checkpoint = save_more, load
@@ -64,12 +67,12 @@ def commit_of(config: Any) -> str | None:
     return commit
 
 
-def blocks_of(model: Any) -> list[str]:
+def blocks_of(model: "PreTrainedModel") -> list[str]:
     """Class names of the modules that must not be split, as a model's authors list them; empty where they do not."""
     return list(getattr(model, "_no_split_modules", None) or ())
 
 
-def takes_dynamic_cache(model: Any) -> bool:
+def takes_dynamic_cache(model: "PreTrainedModel") -> bool:
     """Whether `generate` would give this model a `DynamicCache`."""
     return bool(model._supports_default_dynamic_cache())
 

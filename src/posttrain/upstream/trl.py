@@ -7,7 +7,7 @@ TRL, and so seconds of torch and transformers.
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl.import_utils import is_vllm_available
 from trl.models.utils import unwrap_model_for_generation
@@ -19,6 +19,9 @@ from trl.trainer.utils import (
     get_peak_flops,
     use_adapter,
 )
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 __all__ = [
     "add_fused_lm_head",
@@ -62,7 +65,7 @@ def gathering_heads_of(is_split: Callable[[Any], bool]) -> Iterator[None]:
         utils.maybe_gather_lm_head_ctx = gather
 
 
-def recorded_metrics(trainer: Any) -> dict[str, dict[str, list[float]]]:
+def recorded_metrics(trainer: "Trainer") -> dict[str, dict[str, list[float]]]:
     """What a trainer has recorded since its last log, by mode ("train", "eval") and name; to be changed in place."""
     recorded: dict[str, dict[str, list[float]]] = trainer._metrics
     return recorded
@@ -73,7 +76,7 @@ def unread_metrics() -> dict[str, Any]:
     return {"_metrics": {"train": defaultdict(list)}, "_total_train_tokens": 0}
 
 
-def count_tokens_of_every_process(trainer: Any) -> None:
+def count_tokens_of_every_process(trainer: "Trainer") -> None:
     """Have a trainer count each process's tokens; TRL divides by `tp_size`, since tensor parallelism repeats them."""
     trainer._tp_size = 1
 

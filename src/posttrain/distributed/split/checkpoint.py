@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,13 +21,16 @@ from .mesh import Mesh
 from .partition import owner_of
 from .tensor import cut_like, whole
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
 OPTIMIZER = "optimizer.pt"  # transformers' name
 
 
 class Order:
     """The trained parameters of a whole model, as its optimizer counts them: names, group by group."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: "Trainer") -> None:
         model = trainer.model
         decayed = set(trainer.get_decay_parameter_names(model))
         names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -35,7 +38,7 @@ class Order:
         self.names = [*self.groups[0], *self.groups[1]]
         self.layers = model.config.num_hidden_layers
 
-    def own(self, model: Any, mesh: Mesh) -> dict[str, Any]:
+    def own(self, model: "PreTrainedModel", mesh: Mesh) -> dict[str, Any]:
         """The trained parameters that this stage answers for."""
         return {
             name: p for name, p in model.named_parameters()
@@ -68,7 +71,7 @@ def collect(tensors: Mapping[str, Any], mesh: Mesh) -> dict[str, Tensor]:
     return gathered
 
 
-def save_weights(model: Any, state: Mapping[str, Tensor], folder: str) -> None:
+def save_weights(model: "PreTrainedModel", state: Mapping[str, Tensor], folder: str) -> None:
     """Write an adapter, or whole weights, as PEFT and transformers read them; `state` has the names of parameters.
 
     Their own writers ask the model which names there are, and a stage has a part of them.
@@ -87,7 +90,7 @@ def save_weights(model: Any, state: Mapping[str, Tensor], folder: str) -> None:
     )
 
 
-def save_optimizer(trainer: Any, order: Order, mesh: Mesh, folder: str) -> None:
+def save_optimizer(trainer: "Trainer", order: Order, mesh: Mesh, folder: str) -> None:
     """Write `optimizer.pt` as one process does."""
     own = {parameter: name for name, parameter in order.own(trainer.model, mesh).items()}
     moments = {
@@ -114,7 +117,7 @@ def save_optimizer(trainer: Any, order: Order, mesh: Mesh, folder: str) -> None:
     torch.save({"state": state, "param_groups": groups}, Path(folder) / OPTIMIZER)
 
 
-def load_optimizer(trainer: Any, order: Order, folder: str) -> None:
+def load_optimizer(trainer: "Trainer", order: Order, folder: str) -> None:
     """Take this process's part of `optimizer.pt`."""
     saved = torch.load(Path(folder) / OPTIMIZER, map_location="cpu", mmap=True, weights_only=True)
     names = {parameter: name for name, parameter in trainer.model.named_parameters()}

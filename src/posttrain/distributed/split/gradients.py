@@ -1,7 +1,7 @@
 """Gradients of a split model, as one process would have them: summed, averaged over copies, measured and clipped."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -11,14 +11,17 @@ from transformers.trainer_utils import unwrap_peft_model
 from .mesh import Mesh
 from .tensor import local
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 BUCKET_BYTES = 64 * 2**20  # one message between copies of the model
 
 
-def trained(model: Any) -> list[Any]:
+def trained(model: "PreTrainedModel") -> list[Any]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def tied_end(model: Any, mesh: Mesh) -> Any | None:
+def tied_end(model: "PreTrainedModel", mesh: Mesh) -> Any | None:
     """The embedding of which the other end of the pipeline trains a copy; None where there is none."""
     base = unwrap_peft_model(model)
     if mesh.layout.pipeline == 1 or not base.config.tie_word_embeddings or not (mesh.is_first or mesh.is_last):
@@ -27,7 +30,7 @@ def tied_end(model: Any, mesh: Mesh) -> Any | None:
     return weight if weight.requires_grad else None
 
 
-def reduce(model: Any, mesh: Mesh) -> None:
+def reduce(model: "PreTrainedModel", mesh: Mesh) -> None:
     """Sum what both ends found for tied embeddings, and average over the copies of the model."""
     for parameter in trained(model):
         if parameter.grad is None:  # every copy sends the same list
@@ -60,7 +63,7 @@ def _buckets(gradients: list[Any]) -> Iterator[list[Any]]:
         yield bucket
 
 
-def norm(model: Any, mesh: Mesh) -> torch.Tensor:
+def norm(model: "PreTrainedModel", mesh: Mesh) -> torch.Tensor:
     """The 2-norm of the whole model's gradient, a scalar that is the same on every process.
 
     Squares of what is cut are summed over the processes that share it; what all of them have counts once, and so do
@@ -85,7 +88,7 @@ def norm(model: Any, mesh: Mesh) -> torch.Tensor:
     return total.sqrt()
 
 
-def clip(model: Any, mesh: Mesh, max_norm: float) -> torch.Tensor:
+def clip(model: "PreTrainedModel", mesh: Mesh, max_norm: float) -> torch.Tensor:
     """Scale the whole gradient down to `max_norm` where it is longer; its length before, a scalar."""
     length = norm(model, mesh)
     scale = torch.clamp(max_norm / (length + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_

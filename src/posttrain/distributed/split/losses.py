@@ -12,7 +12,7 @@ mean over pairs is weighed by the micro-batch's share of pairs, a mean over toke
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import gcd
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -22,11 +22,14 @@ from ...config.split_rules import TOKEN_LOSSES
 from ...upstream.trl import unread_metrics
 from .mesh import Mesh
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
 
 class LastStage:
     """The last stage as the model that a loss calls: where it would embed tokens, their hidden states have come in."""
 
-    def __init__(self, model: Any, hidden: Tensor) -> None:
+    def __init__(self, model: "PreTrainedModel", hidden: Tensor) -> None:
         self.model, self.hidden, self.outputs = model, hidden, None
 
     def __call__(self, *, input_ids: Tensor, **kwargs: Any) -> Any:
@@ -69,7 +72,7 @@ class MicroBatches:
 
 
 @contextmanager
-def gathering(trainer: Any, gather: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def gathering(trainer: "Trainer", gather: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While a loss is computed by some of the processes: what it gathers of all of them for its metrics."""
     accelerator = trainer.accelerator
     accelerator.gather = accelerator.gather_for_metrics = gather
@@ -92,7 +95,7 @@ def gather_copies(mesh: Mesh) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def set_aside(trainer: Any, **values: Any) -> Iterator[None]:
+def set_aside(trainer: "Trainer", **values: Any) -> Iterator[None]:
     """Attributes of a trainer for a while, and metrics and a count of tokens that nobody reads."""
     values |= unread_metrics()
     kept = {name: getattr(trainer, name) for name in values}
@@ -108,7 +111,7 @@ def set_aside(trainer: Any, **values: Any) -> Iterator[None]:
 class BatchLoss:
     """The loss of one batch of `trainer`, part by part; on the last stage only."""
 
-    def __init__(self, trainer: Any, batch: MicroBatches, num_items: Any, scale: float) -> None:
+    def __init__(self, trainer: "Trainer", batch: MicroBatches, num_items: Any, scale: float) -> None:
         self.trainer, self.batch, self.num_items, self.scale = trainer, batch, num_items, scale
         self.outputs: list[Any] = [None] * batch.count
         self.reference: list[tuple[Tensor, Tensor]] = [None] * batch.count  # type: ignore[list-item]

@@ -1,12 +1,15 @@
 """The processes of a layout, and the groups in which they talk."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from accelerate import ParallelismConfig
 from torch.distributed.device_mesh import init_device_mesh
 
 from .layout import Layout
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Mesh:
@@ -52,7 +55,7 @@ class SplitParallelism(ParallelismConfig):  # type: ignore[misc]
     def __init__(self, layout: Layout) -> None:
         super().__init__(tp_size=layout.tensor * layout.pipeline, dp_shard_size=layout.data)
 
-    def _validate_accelerator(self, accelerator: Any) -> None:
+    def _validate_accelerator(self, accelerator: "Accelerator") -> None:
         """accelerate 1.15 refuses processes on a CPU; what is used of it here works on any device."""
         if accelerator.device.type != "cpu" or self.total_size != accelerator.num_processes:
             super()._validate_accelerator(accelerator)

@@ -6,7 +6,7 @@ without memory, and a module that passes its input on stands in its place. Tied 
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,9 @@ from torch import nn
 from transformers.trainer_utils import unwrap_peft_model
 
 from .mesh import Mesh
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PassOn(nn.Module):
@@ -34,7 +37,7 @@ def owner_of(name: str, mesh: Mesh, layers: int) -> int:
 class PipelinePartition:
     """A model that is cut into stages, in place; `restore` makes it whole again."""
 
-    def __init__(self, model: Any, mesh: Mesh) -> None:
+    def __init__(self, model: "PreTrainedModel", mesh: Mesh) -> None:
         self.mesh, self.base = mesh, unwrap_peft_model(model)
         self.layers = self.base.config.num_hidden_layers
         self.aside: dict[str, nn.Module] = {}

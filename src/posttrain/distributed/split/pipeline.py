@@ -7,7 +7,7 @@ micro-batches as there are stages from it to the last (Narayanan et al., 2019). 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,16 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from .mesh import Mesh
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Score = Callable[[int, Tensor], Tensor]  # (micro-batch, hidden states) -> its loss, a scalar
 
 
 class Stage(nn.Module):
     """This process's layers, as the schedule calls them."""
 
-    def __init__(self, model: Any, mesh: Mesh, autocast: Callable[[], Any]) -> None:
+    def __init__(self, model: "PreTrainedModel", mesh: Mesh, autocast: Callable[[], Any]) -> None:
         super().__init__()
         self.model, self.mesh, self.autocast = model, mesh, autocast
         self.score: Score | None = None
@@ -43,7 +46,7 @@ class Stage(nn.Module):
 class Pipeline:
     """A model that is cut into stages, run by a schedule."""
 
-    def __init__(self, model: Any, mesh: Mesh, *, autocast: Callable[[], Any]) -> None:
+    def __init__(self, model: "PreTrainedModel", mesh: Mesh, *, autocast: Callable[[], Any]) -> None:
         self.mesh, self.stage = mesh, Stage(model, mesh, autocast)
         self.prepared: dict[bool, tuple[Any, Any]] = {}  # trains? -> (shapes, schedule): the last one
 

@@ -10,7 +10,7 @@ peft 0.21 builds `lora_A` of a row-wise layer for the width of a part: its shape
 """
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,8 +21,11 @@ from ...errors import ConfigError
 from ...upstream.torch import replace_parameters
 from ...upstream.transformers import install_parallel_style
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def shard(model: Any, devices: Any) -> None:
+
+def shard(model: "PreTrainedModel", devices: Any) -> None:
     """PipelinePartition a model's layers over the processes of a one-dimensional device mesh, in place."""
     from peft.tuners.lora import Linear
 
@@ -49,7 +52,7 @@ def _cut(style: str, module: Any, devices: Any) -> None:
     install_parallel_style(style, module, devices)
 
 
-def unshard(model: Any) -> None:
+def unshard(model: "PreTrainedModel") -> None:
     """Give a sharded model its whole parameters and its own forward back. Every process of the mesh comes here."""
     whole: dict[Any, nn.Parameter] = {}
     for module in model.modules():

@@ -8,7 +8,7 @@ tests/distributed compares every kind of split with one process.
 
 import os
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -25,13 +25,16 @@ from .partition import PipelinePartition
 from .pipeline import Pipeline
 from .tensor import shard, unshard
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainingArguments
+
 
 class SplitTrainer(Trainer):  # type: ignore[misc]
     """Stands before SFTTrainer or DPOTrainer (`layout.split`)."""
 
     layout: Layout
 
-    def __init__(self, *given: Any, args: Any, **options: Any) -> None:
+    def __init__(self, *given: Any, args: "TrainingArguments", **options: Any) -> None:
         self.mesh = Mesh(self.layout, args.device)
         self.cuts: list[PipelinePartition] = []
         self.pipeline: Pipeline | None = None
@@ -93,12 +96,12 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
         self.pipeline = self.reference = None
         self.is_distributed_loading_by_transformers = False
 
-    def _sync_replicated_trainable_parameters(self, model: Any) -> None:
+    def _sync_replicated_trainable_parameters(self, model: "PreTrainedModel") -> None:
         """transformers would average over all processes what is not a DTensor; `gradients.reduce` knows which."""
 
     # Step
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: "PreTrainedModel", inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         if self.pipeline is None:
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         else:
@@ -130,10 +133,10 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
             return nullcontext()
         return use_adapter(self.model, adapter_name="ref" if "ref" in self.model.peft_config else None)
 
-    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+    def _clip_grad_norm(self, model: "PreTrainedModel") -> torch.Tensor:
         return gradients.clip(self.model, self.mesh, self.args.max_grad_norm)
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: "PreTrainedModel", grad_norm: Any = None) -> Any:
         return gradients.norm(self.model, self.mesh) if grad_norm is None else grad_norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -7,18 +7,21 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.trainer_utils import unwrap_peft_model
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 MANY_ROWS, SLICE = 16, 768
 
 
 @contextmanager
-def in_slices(model: Any) -> Iterator[None]:
+def in_slices(model: "PreTrainedModel") -> Iterator[None]:
     """While a model draws on a CPU: its head multiplies a few rows by a slice of its weight at a time.
 
     MKL's product of fewer than 16 rows with a weight as large as this reads it slowly: for 8 rows of 576 and 49,152
@@ -74,7 +77,7 @@ class LayerWithRoom(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
 
-def cache_with_room(model: Any, tokens: int) -> DynamicCache | None:
+def cache_with_room(model: "PreTrainedModel", tokens: int) -> DynamicCache | None:
     """An empty cache for `generate(past_key_values=)`; None where the model, or its own settings, want another kind.
 
     Layers of other kinds, those with a sliding window among them, stay transformers'.

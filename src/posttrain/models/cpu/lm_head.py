@@ -30,9 +30,17 @@ class _DenseLogProb:
         self.tiled = tiled
 
     def apply(
-        self, hidden: Any, weight: Any, bias: Any, targets: Any, temperature: float, chunk_size: int,
-        softcap: float | None, logit_scale: float, outputs: tuple[str, ...],
-    ) -> tuple[Any, Any, Any, Any, Any]:  # fmt: skip
+        self,
+        hidden: Any,
+        weight: Any,
+        bias: Any,
+        targets: Any,
+        temperature: float,
+        chunk_size: int,
+        softcap: float | None,
+        logit_scale: float,
+        outputs: tuple[str, ...],
+    ) -> tuple[Any, Any, Any, Any, Any]:
         if hidden.shape[0] * weight.shape[0] * 4 > BUDGET_BYTES:
             result: tuple[Any, Any, Any, Any, Any] = self.tiled.apply(
                 hidden, weight, bias, targets, temperature, chunk_size, softcap, logit_scale, outputs
@@ -45,9 +53,16 @@ class _DenseLogProb:
 
 
 def logprobs(
-    hidden: Any, weight: Any, bias: Any, targets: Any, *, temperature: float = 1.0, softcap: float | None = None,
-    logit_scale: float = 1.0, outputs: tuple[str, ...] = (),
-) -> tuple[Any, Any, Any, Any, Any]:  # fmt: skip
+    hidden: Any,
+    weight: Any,
+    bias: Any,
+    targets: Any,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    outputs: tuple[str, ...] = (),
+) -> tuple[Any, Any, Any, Any, Any]:
     """(log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1) of `targets`, each (N,), from `hidden` (N, H).
 
     Those that are not in `outputs` are None. Only log_probs carries a gradient: the trainers log the others.

@@ -14,11 +14,14 @@ policy and critic `side_by_side`.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def use_accumulated_lora() -> None:
@@ -81,7 +84,7 @@ def all_plain(layers: Sequence[Any], names: Sequence[str]) -> bool:
 
 
 @contextmanager
-def folded(model: Any) -> Iterator[None]:
+def folded(model: "PreTrainedModel") -> Iterator[None]:
     """`W + s B A` in place of W and the active adapter, in every plain layer: one product, not three.
 
     The layer calls that product and nothing of PEFT's, whose own way to a merged layer takes longer, for a few rows,
