@@ -81,8 +81,8 @@ def test_masters_of_a_bf16_run(case, tiny, pairs, preferences, tmp_path, capsys)
     out = tmp_path / "run"
     run_here(
         recipe, "--model_name_or_path", tiny, "--train_file", rows, "--output_dir", out, "--bf16", "true",
-        "--max_steps", 3, "--learning_rate", 1e-5, "--per_device_train_batch_size", 4, "--gates.stops", 0, *extra,
-        *([] if recipe == "reward" else ["--gradient_checkpointing", "false"]),
+        "--max_steps", 3, "--learning_rate", 1e-5, "--per_device_train_batch_size", 4, *extra,
+        *([] if recipe == "reward" else ["--gates.stops", 0, "--gradient_checkpointing", "false"]),
     )  # fmt: skip
     said = capsys.readouterr().out
     saved = load_file(next(out.glob("*/*.safetensors")))

@@ -12,6 +12,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from posttrain.models.cpu import decoding
 from posttrain.models.cpu.decoding import LayerWithRoom, cache_with_room
 
 
@@ -71,3 +72,38 @@ def test_other_kinds_of_layers_and_caches_stay_as_they_are(monkeypatch):
     assert cache_with_room(MambaForCausalLM(mamba), 5) is None
     monkeypatch.setattr(MistralForCausalLM, "_supports_default_dynamic_cache", classmethod(lambda cls: False))
     assert cache_with_room(MistralForCausalLM(config), 5) is None
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16])
+def test_in_slices_gives_the_same_logits(tiny, monkeypatch, rows):
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(decoding, "SLICE", 37)  # the last one is smaller
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    ids = torch.arange(rows)[:, None] % 50
+    with torch.no_grad():
+        expected = model(ids).logits
+        with decoding.in_slices(model):
+            assert "forward" in vars(model.lm_head)
+            torch.testing.assert_close(model(ids).logits, expected)
+    assert "forward" not in vars(model.lm_head)
+
+
+def test_in_slices_leaves_a_head_as_it_was(tiny):
+    """After an error, inside itself, and where its forward was replaced before; a copy keeps its own weights."""
+    import copy
+
+    from transformers import AutoModelForCausalLM
+
+    model, ids = AutoModelForCausalLM.from_pretrained(tiny), torch.tensor([[1, 2]])
+    with pytest.raises(RuntimeError, match="in the middle"), decoding.in_slices(model):
+        raise RuntimeError("in the middle")
+    assert "forward" not in vars(model.lm_head)
+    with torch.no_grad(), decoding.in_slices(model), decoding.in_slices(model):
+        twin = copy.deepcopy(model)
+        twin.lm_head.weight = torch.nn.Parameter(torch.zeros_like(twin.lm_head.weight))  # no longer the embedding's
+        assert model(ids).logits.any() and not twin(ids).logits.any()
+    model.lm_head.forward = lambda x: x[..., :1]
+    with decoding.in_slices(model):
+        assert model(ids).logits.shape[-1] == 1
+    assert model(ids).logits.shape[-1] == 1

@@ -5,7 +5,7 @@ import torch
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer import utils
 
-from posttrain.models.cpu import decoding, lm_head
+from posttrain.models.cpu import lm_head
 
 ALL = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
@@ -92,38 +92,3 @@ def test_past_the_budget_trls_tiles_do_the_work(dense, monkeypatch):
     arguments = (torch.randn(3, 4), torch.randn(9, 4), None, torch.tensor([1, 2, 3]), 1.0, 4, None, 1.0, ("entropy",))
     tiled = utils._ChunkedLogProbFunction.apply(*arguments)
     torch.testing.assert_close(tiled[0], ChunkedLogProbFunction.apply(*arguments)[0])
-
-
-@pytest.mark.parametrize("rows", [1, 15, 16])
-def test_in_slices_gives_the_same_logits(tiny, monkeypatch, rows):
-    from transformers import AutoModelForCausalLM
-
-    monkeypatch.setattr(lm_head, "SLICE", 37)  # the last one is smaller
-    model = AutoModelForCausalLM.from_pretrained(tiny)
-    ids = torch.arange(rows)[:, None] % 50
-    with torch.no_grad():
-        expected = model(ids).logits
-        with decoding.in_slices(model):
-            assert "forward" in vars(model.lm_head)
-            torch.testing.assert_close(model(ids).logits, expected)
-    assert "forward" not in vars(model.lm_head)
-
-
-def test_in_slices_leaves_a_head_as_it_was(tiny):
-    """After an error, inside itself, and where its forward was replaced before; a copy keeps its own weights."""
-    import copy
-
-    from transformers import AutoModelForCausalLM
-
-    model, ids = AutoModelForCausalLM.from_pretrained(tiny), torch.tensor([[1, 2]])
-    with pytest.raises(RuntimeError, match="in the middle"), decoding.in_slices(model):
-        raise RuntimeError("in the middle")
-    assert "forward" not in vars(model.lm_head)
-    with torch.no_grad(), decoding.in_slices(model), decoding.in_slices(model):
-        twin = copy.deepcopy(model)
-        twin.lm_head.weight = torch.nn.Parameter(torch.zeros_like(twin.lm_head.weight))  # no longer the embedding's
-        assert model(ids).logits.any() and not twin(ids).logits.any()
-    model.lm_head.forward = lambda x: x[..., :1]
-    with decoding.in_slices(model):
-        assert model(ids).logits.shape[-1] == 1
-    assert model(ids).logits.shape[-1] == 1
