@@ -32,9 +32,7 @@ def test_the_table_and_the_settings_name_the_same_methods():
 
 
 def test_a_setting_that_the_method_does_not_read_is_refused_where_both_are_written():
-    with pytest.raises(
-        ConfigError, match=r"stage.yaml: adapter.r means nothing to ia3, which reads modules_to_save, targ"
-    ):
+    with pytest.raises(ConfigError, match=r"stage.yaml: ia3 does not use adapter.r, only modules_to_save, targ"):
         stage(adapter={"method": "ia3", "r": 8})
 
 
@@ -42,8 +40,8 @@ def test_what_a_file_says_gives_way_to_a_method_on_the_command_line():
     config = stage(adapter={"method": "lora", "r": 8, "alpha": 4}, overrides={"adapter.method": "ia3"})
     assert (config.adapter.r, config.adapter.alpha) == (16, 32)
     assert config.notes == (
-        "adapter.r of stage.yaml is left out: it means nothing to ia3",
-        "adapter.alpha of stage.yaml is left out: it means nothing to ia3",
+        "adapter.r of stage.yaml is left out: ia3 does not use it",
+        "adapter.alpha of stage.yaml is left out: ia3 does not use it",
     )
     kept = stage(adapter={"method": "lora", "r": 8}, overrides={"adapter.method": "dora"})
     assert (kept.adapter.r, kept.notes) == (8, ())
@@ -53,7 +51,7 @@ def test_a_prefix_trains_without_checkpointing():
     config = stage(adapter={"method": "p_tuning_v2"})
     assert config.trainer_values()["gradient_checkpointing"] is False
     assert config.notes == (
-        "gradient_checkpointing is off: the prefix sits in a cache, which checkpointing does without",
+        "gradient_checkpointing is off: the prefix is in the key-value cache, which checkpointing does not use",
     )
     assert stage(adapter={"method": "p_tuning_v2"}, gradient_checkpointing=False).notes == ()
     assert "gradient_checkpointing" not in stage(adapter={"method": "lora"}).values
@@ -124,11 +122,11 @@ def test_a_takeover():
         ({"method": "lora"}, {"method": "dora"}, "method is dora, but .* is lora; set .*, or adapter.start: merge"),
         ({"method": "lora", "r": 8}, {}, "adapter.r is 16, but .* whose r is 8"),
         ({"method": "lora"}, {"target_modules": ["q"]}, r"adapter.target_modules is \['q'\], but .* is None"),
-        ({"method": "bottleneck"}, {"start": "merge"}, "bottleneck, which cannot be merged .*; go on with adapter:"),
+        ({"method": "bottleneck"}, {"start": "merge"}, "bottleneck, which cannot be merged .*; continue with adapter:"),
         ({"method": "p_tuning"}, {"start": "merge"}, "p_tuning, which cannot be merged .* base; train it with lora"),
-        ({"method": "p_tuning"}, {"method": "p_tuning"}, "another stage cannot train on; and it cannot be merged"),
+        ({"method": "p_tuning"}, {"method": "p_tuning"}, "another stage cannot continue; and it cannot be merged"),
         ({"method": "bottleneck"}, {"method": "none"}, "bottleneck, which cannot be merged"),
-        ({"method": "pissa"}, {}, "pissa, which another stage cannot train on; use adapter.start: merge"),
+        ({"method": "pissa"}, {}, "pissa, which another stage cannot continue; use adapter.start: merge"),
     ],
 )  # fmt: skip
 def test_a_takeover_that_is_known_to_be_wrong(parent, child, message):
