@@ -73,7 +73,7 @@ def test_what_cannot_go_on_is_merged(method):
 def test_dpo_wants_its_reference_to_be_the_policy(method):
     assert stage("dpo", adapter={"method": method}, inputs={"policy": "sft"}).adapter.start == "continue"
     for inputs, start in (({}, "continue"), ({"policy": "sft"}, "merge")):
-        with pytest.raises(ConfigError, match=f"adapter.method: {method}: a fresh one is another policy"):
+        with pytest.raises(ConfigError, match=f"adapter.method: a fresh {method} adapter changes the policy"):
             stage("dpo", adapter={"method": method, "start": start}, inputs=inputs)
 
 

@@ -103,7 +103,7 @@ def test_errors_are_collected_and_counted(tmp_path):
         ("a.jsonl", b"\n\n", r"has no rows"),
         ("a.txt", b"x", r"unknown file type"),
         ("a.jsonl", b'{"text": "\xff"}', r"row 1: not UTF-8"),
-        ("a.jsonl", b'{"x": 1}', r"columns \['x'\] make no known format"),
+        ("a.jsonl", b'{"x": 1}', r"columns \['x'\] match no known format"),
         ("a.json", b"{", r"broken JSON"),
         ("a.csv", b"prompt,completion\na\n", r"cells"),
         ("a.parquet", b"nonsense", r"not readable as Parquet"),

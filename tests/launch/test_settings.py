@@ -78,7 +78,7 @@ def test_without_slurm_a_stage_still_has_its_own_accelerate_config(plain_chain):
         ("partition: gpu", "extra: [qos=high]", r"extra: each is one option of sbatch"),
         ("partition: gpu", 'extra: ["--qos=a\\nrm x"]', r"extra: each is one option of sbatch"),
         ("partition: gpu", "environment: {WANDB_API_KEY: abc}", r"WANDB_API_KEY looks like a secret"),
-        ("partition: gpu", "environment: {2X: abc}", r"'2X' is no name of a variable"),
+        ("partition: gpu", "environment: {2X: abc}", r"'2X' is not a name of a variable"),
         ("partition: gpu", 'container: "apptainer exec \'x"', r"container is not a command"),
         ("{nodes: 2", "{nodes: [2]", r"nodes must be an integer"),
     ],

@@ -2,12 +2,12 @@
 
 LINEAGE = "lineage.json"
 ANSWERS = "answers"
-CARD = "README.md"  # of a result's folder; people edit it, so it is no part of a digest
+CARD = "README.md"  # in a result's folder; people edit it, so it is not part of the digest
 MARKER = "stage.json"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 METRICS, COMPLETIONS, ALERTS = "metrics.jsonl", "completions.jsonl", "alerts.jsonl"
-RUN = "tracking.json"  # in a run directory: which run it is in each dashboard
-OWNER = "chain.json"  # in the folder above: whose stage it is
+RUN = "tracking.json"  # in a run directory: its run in each dashboard
+OWNER = "chain.json"  # in the folder above: the chain that owns it
 ADAPTER = "adapter"  # the folder of a run's adapter
-MODEL = "model"  # the folder of a run's full weights, when adapter.method is none
+MODEL = "model"  # the folder of a run's full weights, if adapter.method is none
