@@ -96,7 +96,9 @@ def test_hub(hub):
         assert pairs(found) == ["a/B-X b/I-X", "a/O b/B-X"]
         assert found.sentences[1].origin == "some/data (train), row 2"
     provide([[1, 2], [-1, 0]], labels)
-    with pytest.raises(DataError, match=r"some/data \(test\), row 2: ner_tags: -1 is no tag's number; known: 0 to 2"):
+    with pytest.raises(
+        DataError, match=r"some/data \(test\), row 2: ner_tags: -1 is not a tag's number; known: 0 to 2"
+    ):
         load_hub_sentences("some/data", None, "test", NerDataSettings(), key="test_file")
     provide([[1, 2]], integers)
     with pytest.raises(DataError, match=r"row 1: ner_tags\[0\]: expected text, got int 1"):
@@ -120,7 +122,7 @@ def test_unseen_types_stop_or_become_o():
     with pytest.raises(DataError) as caught:
         check_against_train(train, other, key="validation_file")
     text = str(caught.value)
-    assert "validation_file: entities of a type that train_file never has" in text
+    assert "validation_file: entities of types that are not in train_file" in text
     assert "A (1, first in d, line 2); Z (3, first in d, line 1); train_file has X, Y" in text
     assert "on_unseen_tag: outside" in text
     assert other.sentences[1].tags == ["B-Z", "I-Z", "B-Z", "B-X", "I-X"]

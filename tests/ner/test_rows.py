@@ -76,9 +76,9 @@ def test_parquet(tmp_path):
         ({"tokens": "a b", "tags": ["O"]}, r"tokens: expected a list, got str 'a b'"),
         ({"tokens": ["a"], "tags": [0]}, r"tags\[0\]: expected text, got int 0; write the tag's name for its number"),
         ({"tokens": ["a", "b"], "tags": ["O"]}, r"2 tokens, but 1 tag in tags"),
-        ({"tokens": ["a"], "tags": ["O"], "ner_tags": ["O"]}, r"fields tags, ner_tags may be meant; set tags_key"),
-        ({"tokens": ["a"], "tags": ["X"]}, r"token 1: 'X' is no tag of scheme bio"),
-        ({"text": "a", "spans": [], "label": []}, r"fields spans, label may be meant; set spans_key"),
+        ({"tokens": ["a"], "tags": ["O"], "ner_tags": ["O"]}, r"fields tags, ner_tags; choose one with tags_key"),
+        ({"tokens": ["a"], "tags": ["X"]}, r"token 1: 'X' is not a tag of scheme bio"),
+        ({"text": "a", "spans": [], "label": []}, r"fields spans, label; choose one with spans_key"),
         ({"text": " \n", "spans": []}, r"text: is empty"),
         ({"text": "a", "spans": None}, r"spans: expected a list of spans, got None"),
         (

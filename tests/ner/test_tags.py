@@ -55,7 +55,7 @@ def test_types_may_have_dots_and_dashes():
         ([["I-X"], ["B-X"]], "bio"),  # sentences are no neighbours
         ([["S-X"], ["B-X", "E-X"]], "bioes"),
         ([["B-X", "M-X", "E-X"]], "bmes"),
-        ([["PER", "X-PER", "B-X"]], "bio"),  # what is no tag is to_bio's to report
+        ([["PER", "X-PER", "B-X"]], "bio"),  # text that is not a tag is reported by to_bio
     ],
 )
 def test_recognition(sentences, scheme):
@@ -63,7 +63,7 @@ def test_recognition(sentences, scheme):
 
 
 def test_prefixes_of_two_schemes():
-    with pytest.raises(DataError, match=r"the prefixes B, I, M make no scheme; bio has B, I; .*tag_scheme"):
+    with pytest.raises(DataError, match=r"the prefixes B, I, M match no scheme; bio has B, I; .*tag_scheme"):
         recognise_scheme([["B-X", "I-X"], ["B-X", "M-X"]])
 
 
@@ -101,7 +101,7 @@ def test_illegal_tags_are_named_or_repaired(scheme, tags, message, repaired):
 def test_no_tag_of_the_scheme(tag, repair):
     with pytest.raises(DataError) as caught:
         to_bio(["O", tag], "bio", repair=repair)
-    assert str(caught.value) == f"token 2: {tag!r} is no tag of scheme bio, which has O, B-TYPE, I-TYPE"
+    assert str(caught.value) == f"token 2: {tag!r} is not a tag of scheme bio, which has O, B-TYPE, I-TYPE"
     assert not isinstance(caught.value, IllegalTransition)
 
 

@@ -41,8 +41,8 @@ def check_lengths(
     too_long = sum(c > limit for c in counts)
     if lost == len(counts):
         raise DataError(
-            f"{key}: 100% of the {len(counts)} rows are longer than max_length={max_length} tokens, so that "
-            f"no token is left to train on (the shortest has {min(counts)}, the longest {max(counts)}); raise max_length"
+            f"{key}: 100% of the {len(counts)} rows are longer than max_length={max_length} tokens: no token is "
+            f"left to train on (the shortest has {min(counts)}, the longest {max(counts)}); raise max_length"
         )
     return Lengths(max(counts), sum(counts) / len(counts), too_long, len(counts))
 
