@@ -1,4 +1,4 @@
-"""The same prompts side by side: the right rows, and what each stage mended."""
+"""The same prompts side by side: the right rows, and what each stage fixed."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_each_pattern_of_right_and_wrong_is_seen_first(tmp_path):
     patterns = [tuple(c.right for c in row.cells) for row in found.rows]
     assert patterns[:4] == [(False, True, True), (False, False, False), (False, True, False), (False, False, True)]
     assert [r.prompt for r in found.rows[:4]] == ["p0", "p15", "p14", "p19"]
-    assert [(m.stage, m.mended, m.broken, m.kept, m.wrong) for m in found.moved] == [
+    assert [(m.stage, m.fixed, m.broken, m.kept, m.wrong) for m in found.moved] == [
         ("sft", 15, 0, 0, 5), ("dpo", 1, 1, 14, 4),
     ]  # fmt: skip
     assert (found.rows[0].cells[0].sampled_right, found.rows[0].cells[0].sampled) == (1, 2)

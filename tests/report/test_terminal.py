@@ -79,7 +79,7 @@ def test_the_view_of_a_chain(tmp_path):
     assert "dead critic" not in page
     with (tmp_path / "ppo" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "loss": NaN}\n')
-    assert "! ppo, step 20: loss is no finite number" in shown(view)
+    assert "! ppo, step 20: loss is not finite" in shown(view)
     view.ended("ppo", "reward 1.2")
     view.started("dpo", "", "", stderr)
     view.ended("dpo", None)

@@ -81,7 +81,7 @@ def test_a_refused_key_a_kill_and_a_sync(start, tmp_path):
     output = (tmp_path / "out.txt").read_text()
     assert output.count("refused the key") == 2  # each start says so, once
     assert f"resuming from {run}/checkpoints/checkpoint-" in output
-    assert "left behind" not in output and "not started" not in output
+    assert "dropped at step" not in output and "not started" not in output
 
     folders = sorted((run / "wandb").glob("offline-run-*"))
     assert len(folders) in (1, 2)  # the first is gone if W&B had not written it yet, and told again
@@ -118,7 +118,7 @@ def test_a_server_that_goes_away_while_training(start, tmp_path):
     output = (tmp_path / "out.txt").read_text()
     assert f"complete: {run}/adapter" in output
     (folder,) = (run / "wandb").glob("run-*")
-    assert output.count("wandb: left behind") == 1
+    assert output.count("wandb: dropped at step") == 1
     assert f"`wandb sync --include-online {folder}` sends what is missing" in output
     with RecordingServer() as later:
         done = sync(later, [folder], "--include-online")

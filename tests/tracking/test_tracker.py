@@ -107,7 +107,7 @@ def test_a_dashboard_that_fails_is_left_behind_with_one_word_and_the_rest_goes_o
     assert [t[0] for t in steady.told[:3]] == [1, 2, 3] and steady.told[-1] == "finished"
     said = [line for line in capsys.readouterr().out.splitlines() if "failing" in line]
     assert said == [
-        "failing: left behind at step 2, training goes on without it "
+        "failing: dropped at step 2, training continues without it "
         "(ConnectionError: the network is down, token [redacted])"
     ]
     assert [r["step"] for r in read_records(tracker.identity.run_dir / METRICS)] == [1, 2, 3]
@@ -124,7 +124,9 @@ def test_a_dashboard_that_does_not_start_is_none(track, capsys, monkeypatch):
     monkeypatch.setattr(tracker, "_make", fail)
     tracker.start({}, 0)
     tracker.log({"train/loss": 1.0}, 1)
-    assert "trackio: not started, training goes on without it (OSError: disk quota exceeded)" in capsys.readouterr().out
+    assert (
+        "trackio: not started, training continues without it (OSError: disk quota exceeded)" in capsys.readouterr().out
+    )
 
 
 def test_a_record_that_cannot_be_written_ends_the_stage(track):
