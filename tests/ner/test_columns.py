@@ -1,4 +1,4 @@
-"""Files of columns as they are found on the web; what cannot be used is named by file and line."""
+"""Column files as found on the web; an invalid sentence is reported with file and line."""
 
 import gzip
 
@@ -43,7 +43,7 @@ def test_conll_2003(tmp_path):
     assert (len(found), found.repaired, found.skipped) == (3, 0, 0)
 
 
-def test_another_column(tmp_path):
+def test_another_token_and_tag_column(tmp_path):
     found = load(tmp_path, CONLL2003, token_column=1, tag_column=2)
     assert (found.scheme, pairs(found)[1]) == ("bio", "NNP/B-NP NNP/I-NP")
 
@@ -102,7 +102,7 @@ def test_a_separator_can_be_forced(tmp_path):
 
 
 @pytest.mark.parametrize("separator", ["\t", " "])
-def test_comments_go_and_hashes_stay(tmp_path, separator):
+def test_comments_are_skipped_and_hash_tokens_kept(tmp_path, separator):
     text = (
         "# newdoc\n# sent_id = 3\n#begin document (bc/cctv); part 000\n#tag X B-X\n# X O\n# text = I am\n#x X I-X\n"
         "#end document\n"
@@ -149,7 +149,7 @@ def test_multiconer(tmp_path):
         ),
     ],
 )
-def test_a_broken_sentence_is_named(tmp_path, content, message):
+def test_an_invalid_sentence_is_refused_with_its_line(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as caught:
         load(tmp_path, content)
     assert str(caught.value).startswith(f"train_file: {tmp_path / 'a.conll'}: 1 of ")
@@ -174,12 +174,12 @@ def test_a_broken_sentence_is_named(tmp_path, content, message):
         (b"a E-X\n", {"tag_scheme": "bio"}, r"token 1: 'E-X' is not a tag of scheme bio"),
     ],
 )
-def test_a_broken_file_is_named(tmp_path, content, settings, message):
+def test_an_invalid_file_is_refused_with_its_path(tmp_path, content, settings, message):
     with pytest.raises(DataError, match=message):
         load(tmp_path, content, **settings)
 
 
-def test_a_damaged_gzip_file(tmp_path):
+def test_a_damaged_gzip_file_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"a.conll.gz: damaged gzip file"):
         load(tmp_path, b"nonsense", "a.conll.gz")
 
