@@ -60,7 +60,7 @@ def browser(tmp_path_factory):
 @pytest.mark.parametrize("name", ["whole", "hostile", "ner"])
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")])
 def test_the_page_fits_phone_and_desktop(browser, pages, name, width, scheme):
-    """Nothing is wider than the screen, no request is made, the console is empty, and contrast suffices."""
+    """Nothing is wider than the screen, no request is made, the console is empty, and axe finds no violations."""
     from axe_playwright_python.sync_playwright import Axe
 
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
