@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="posttrain", description="SFT, reward models and DPO with LoRA adapters, chained on Hugging Face TRL."
+        prog="posttrain",
+        description="SFT, reward models, DPO, PPO and taggers with PEFT adapters, chained on Hugging Face TRL.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -28,16 +29,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("chain", type=Path, help="the chain's YAML file")
     command.add_argument("--dry-run", action="store_true", help="print what would run and why")
     command.add_argument("--only", metavar="STAGE", help="run this stage alone")
-    command.add_argument("--plain", action="store_true", help="lines in place of the live view, on a terminal too")
+    command.add_argument("--plain", action="store_true", help="print plain lines, also on a terminal")
     command.set_defaults(command=_run)
 
-    command = commands.add_parser("submit", help="a chain as Slurm jobs: one a stage, each after its inputs")
+    command = commands.add_parser("submit", help="submit a chain as Slurm jobs: one per stage, each after its inputs")
     command.add_argument("chain", type=Path, help="the chain's YAML file, with launch.slurm")
     command.add_argument("--after", nargs="+", default=[], metavar="JOB", help="the first stages wait for these jobs")
     command.add_argument("--dry-run", action="store_true", help="write the scripts, print the graph, submit nothing")
     command.set_defaults(command=_submit)
 
-    command = commands.add_parser("status", help="how a submitted chain fares: states, steps, losses, why it waits")
+    command = commands.add_parser("status", help="show a submitted chain: states, steps, losses, why jobs wait")
     command.add_argument("chain", type=Path)
     command.set_defaults(command=_status)
 
@@ -49,40 +50,44 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="post-train a real 135M model on this machine, nothing downloaded from a hub"
     )
     which = command.add_mutually_exclusive_group()
-    which.add_argument("--full", action="store_true", help="in more rows and steps: 15 to 30 minutes on two cores")
-    which.add_argument("--ner", action="store_true", help="a tagger of names instead: MiniLM on made-up sentences")
+    which.add_argument("--full", action="store_true", help="with more rows and steps: 15 to 30 minutes on two cores")
+    which.add_argument(
+        "--ner", action="store_true", help="train a named-entity tagger instead: MiniLM on synthetic sentences"
+    )
     command.add_argument("--dry-run", action="store_true", help="print what would run and why")
-    command.add_argument("--plain", action="store_true", help="lines in place of the live view, on a terminal too")
+    command.add_argument("--plain", action="store_true", help="print plain lines, also on a terminal")
     command.set_defaults(command=_demo)
 
-    command = commands.add_parser("tag", help="find the entities in a text or a file with a tagger")
+    command = commands.add_parser("tag", help="tag the entities in a text or a file")
     command.add_argument("model", type=Path, help="the run directory of the recipe ner, or a plain model's folder")
-    command.add_argument("text", help="a text, or a file with one text a line")
-    command.add_argument("--json", action="store_true", help="one JSON object a text")
+    command.add_argument("text", help="a text, or a file with one text per line")
+    command.add_argument("--json", action="store_true", help="print one JSON object per text")
     command.set_defaults(command=_tag)
 
-    command = commands.add_parser("lineage", help="what a run was made from")
+    command = commands.add_parser("lineage", help="show what a run was made from")
     command.add_argument("directory", type=Path)
     command.set_defaults(command=_lineage)
 
-    command = commands.add_parser("report", help="a chain as one HTML page: results, curves, answers, lineage")
+    command = commands.add_parser("report", help="write one HTML page about a chain: results, curves, answers, lineage")
     command.add_argument("chain", type=Path, help="the chain's YAML file")
-    command.add_argument("--output", type=Path, metavar="FILE", help="report.html in the chain's directory by default")
+    command.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the chain's directory")
     command.set_defaults(command=_report)
 
-    command = commands.add_parser("dashboard", help="a chain's page on this machine, or its workspace on W&B")
+    command = commands.add_parser(
+        "dashboard", help="serve a chain's page on this machine, or save its workspace on W&B"
+    )
     command.add_argument("path", type=Path, help="a chain's YAML file, its output directory, or a run directory")
-    command.add_argument("--push", action="store_true", help="save the workspace of a chain's file on W&B instead")
-    command.add_argument("--port", type=int, help="of the page; the first free one from 7860 on")
-    command.add_argument("--no-browser", action="store_true", help="print the page's address, open nothing")
+    command.add_argument("--push", action="store_true", help="save the chain's workspace on W&B instead")
+    command.add_argument("--port", type=int, help="the page's port; default: the first free one from 7860 on")
+    command.add_argument("--no-browser", action="store_true", help="print the page's address and open no browser")
     command.set_defaults(command=_dashboard)
 
-    command = commands.add_parser("merge", help="write a run's adapter into its base: a plain model")
+    command = commands.add_parser("merge", help="merge a run's adapter into its base and write a plain model")
     command.add_argument("directory", type=Path, help="a training stage's run directory")
     command.add_argument("output", type=Path, help="a new folder for the model")
     command.set_defaults(command=_merge)
 
-    command = commands.add_parser("keys", help="the keys that a recipe's configuration knows")
+    command = commands.add_parser("keys", help="list the keys of a recipe's configuration, with their types")
     command.add_argument("recipe")
     command.set_defaults(command=_keys)
     return parser

@@ -1,10 +1,10 @@
-"""The errors that a user can cause, each a sentence that says what to change.
+"""The errors that a user can cause. Each message says what to change.
 
-The command line and the recipes print these without a traceback and leave with `EXIT_USER_ERROR`; anything else is a
-bug and keeps its traceback.
+The command line and the recipes print these without a traceback and exit with `EXIT_USER_ERROR`; any other exception is
+a bug and keeps its traceback.
 
-A launcher between a process and whoever started it makes every failure an exit code 1. So a run that is given a folder
-for it (`POSTTRAIN_STATE`) also leaves there what it ended with: a file `exit-CODE.rank-RANK` with the message.
+A launcher between a process and its caller turns every failure into exit code 1. So a run that is given a state folder
+(`POSTTRAIN_STATE`) also writes its exit code and message there, as a file `exit-CODE.rank-RANK`.
 """
 
 import errno
@@ -25,7 +25,7 @@ STATE = "POSTTRAIN_STATE"
 
 
 class PosttrainError(Exception):
-    """Base of every error that is the user's to mend."""
+    """Base of every error that the user can fix."""
 
     exit_code = EXIT_USER_ERROR
 
@@ -43,21 +43,21 @@ class ArtifactError(PosttrainError):
 
 
 class LaunchError(PosttrainError):
-    """A process that was not started as it was asked for, or a disk that cannot take the result."""
+    """A process that was not started as requested, or a disk that is full."""
 
 
 class GateError(PosttrainError):
-    """A stage that ran, and did not prove what the next stage relies on."""
+    """A stage that ran, but failed a check that the next stage relies on."""
 
 
 class UnreachableError(PosttrainError):
-    """A node that does not answer: nothing to mend in the configuration, so that another start may go well."""
+    """A node that does not answer. The configuration is not at fault, so another start may succeed."""
 
     exit_code = EXIT_UNREACHABLE
 
 
 class StoppedError(PosttrainError):
-    """Not a failure: a run that was asked to stop, and left a checkpoint to go on from."""
+    """Not a failure: a run was asked to stop, and saved a checkpoint to resume from."""
 
     exit_code = EXIT_STOPPED
 
@@ -65,7 +65,7 @@ class StoppedError(PosttrainError):
 def run_main(main: Callable[[], None]) -> None:
     """Run `main`, and turn a user's mistake into one message on stderr and its exit code.
 
-    So is what one of several processes sees of another one's end: a message, rather than a traceback or silence.
+    If one of several processes ends, the others print a message too, rather than a traceback or nothing.
     """
     if world_size() > 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _told_to_end)
@@ -75,8 +75,10 @@ def run_main(main: Callable[[], None]) -> None:
         _leave(error)
     except Exception as error:
         if _others_are_gone(error):
-            lost = LaunchError(f"{_rank()} has lost the others: {str(error).splitlines()[0]}. {_LOST}")
-            lost.exit_code = EXIT_UNREACHABLE  # no mistake: another start may go well
+            lost = LaunchError(
+                f"{_rank()} has lost the connection to the others: {str(error).splitlines()[0]}. {_LOST}"
+            )
+            lost.exit_code = EXIT_UNREACHABLE  # not a mistake: another start may succeed
             _leave(lost)
         if not _disk_is_full(error):
             _record(EXIT_BUG, f"{type(error).__name__}: {error}")
@@ -85,14 +87,14 @@ def run_main(main: Callable[[], None]) -> None:
         _leave(
             LaunchError(
                 f"no space left on the device ({where}). "
-                "Whole checkpoints are kept: free some space, then run the same command again to go on from there."
+                "Complete checkpoints are kept: free some space, then run the same command again to resume."
             )
         )
 
 
 _LOST = (
-    "Another process ended (its own message says why), stands still, or its machine is out of reach. "
-    "Whole checkpoints are kept: run the same command again to go on from there."
+    "Another process ended (its own message says why) or hangs, or its machine cannot be reached. "
+    "Complete checkpoints are kept: run the same command again to resume."
 )
 
 _LOST_WORDS = ("gloo", "NCCL", "ncclRemoteError", "Connection closed by peer", "Connection reset by peer")
@@ -103,7 +105,7 @@ def _rank() -> str:
 
 
 def _others_are_gone(error: BaseException) -> bool:
-    """Whether an error comes from the connection between processes: torch has several classes for it, and gloo none."""
+    """Whether an error comes from the connection between processes: torch has several classes for it, gloo has none."""
     if world_size() == 1:
         return False
     names = {cls.__name__ for cls in type(error).__mro__}
@@ -113,11 +115,11 @@ def _others_are_gone(error: BaseException) -> bool:
 
 
 def _told_to_end(signum: int, frame: object) -> NoReturn:
-    """SIGTERM from the launcher, which ends the others when one process has failed, or from the cluster.
+    """Handle SIGTERM, sent by the cluster, or by the launcher when another process has failed.
 
-    Leaves at once: an orderly end would wait for processes that are gone. Files are whole at any moment.
+    Exits at once: an orderly end would wait for processes that are gone. No file is ever half written.
     """
-    text = f"LaunchError: {_rank()} was told to end (SIGTERM). {_LOST}\n"
+    text = f"LaunchError: {_rank()} was terminated (SIGTERM). {_LOST}\n"
     os.write(sys.stderr.fileno(), text.encode())
     os._exit(128 + signum)
 
@@ -130,10 +132,10 @@ def _leave(error: PosttrainError) -> NoReturn:
 
 
 def _record(code: int, message: str) -> None:
-    """Leave exit code and message where the job looks for them; on a full disk at least the file's name."""
+    """Write exit code and message where the job looks for them; on a full disk the file may be empty."""
     if STATE not in os.environ:
         return
-    # A node's roll call has no rank yet.
+    # During a node's roll call (launch/preflight.py) there is no rank yet.
     mine = rank() if "RANK" in os.environ else int(os.environ.get("SLURM_NODEID", "0"))
     record = {"rank": mine, "node": socket.gethostname(), "time": time.time(), "message": message}
     try:
@@ -144,7 +146,7 @@ def _record(code: int, message: str) -> None:
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether ENOSPC is behind an error. safetensors and torch.save report it in words only, each in its own class."""
+    """Whether an error was caused by ENOSPC. safetensors and torch.save tell it in the message only."""
     while error is not None:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return True
@@ -156,7 +158,7 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def as_config_errors() -> Iterator[None]:
-    """What a library refuses with a ValueError is the user's to change: exit code 2, and no traceback."""
+    """Raise a library's ValueError as ConfigError: exit code 2, no traceback."""
     try:
         yield
     except ValueError as error:

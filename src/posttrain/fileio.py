@@ -17,13 +17,13 @@ def digest(material: Any) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines by the line feed alone: `splitlines` also cuts at U+2028 and others, which JSON leaves in its strings."""
+    """Split at line feeds only: `splitlines` also splits at U+2028 and others, which JSON leaves in its strings."""
     return text.removesuffix("\n").split("\n") if text else []
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write and flush a sibling, then rename: a reader sees the old file or the new one, never half of one."""
-    # Processes of several machines may have one number.
+    """Write and flush a temporary file, then rename it: a reader sees the old file or the new one, never a part."""
+    # Processes of several machines may have the same id.
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -1,25 +1,25 @@
-"""Lines for people, and which of a launch's processes this is. Imports nothing of ours."""
+"""Lines printed for people, and the rank of this process. Imports no other module of posttrain."""
 
 import os
 
 
 def rank() -> int:
-    """The number of this process among those that were launched together, as the launcher set it; 0 when alone."""
+    """The rank of this process, as the launcher set it; 0 for a single process."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes were launched together, on all machines."""
+    """The number of processes of this launch, on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """The number of this process among those of its machine, and so of its GPU."""
+    """The rank of this process on its machine, which is also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints, and writes the run directory."""
+    """Whether this is rank 0, which prints and writes the run directory."""
     return rank() == 0
 
 

@@ -1,7 +1,7 @@
-"""Text for others to read, in records, dashboards, reports and cards: without secrets, and signs that no page can hold.
+"""Secrets removed from records, dashboards, reports and cards, and characters that HTML and XML forbid replaced.
 
-A value is one by the name of its key, by its look, or because this process' environment holds it under such a name.
-Token ids and special tokens (`pad_token`, `max_new_tokens`) are none. Imports no torch.
+A value is a secret if its key's name says so, if it looks like one, or if this process' environment holds it under such
+a name. Token ids and special tokens (`pad_token`, `max_new_tokens`) are not secrets. Imports no torch.
 """
 
 import os
@@ -36,7 +36,7 @@ _ENVIRONMENT = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|
 
 
 def is_secret_key(key: str) -> bool:
-    """Whether a configuration key names a secret; of a dotted key, its last word counts."""
+    """Whether a configuration key names a secret; only the last part of a dotted key counts."""
     return _KEY.match(key.rpartition(".")[2]) is not None
 
 
@@ -50,7 +50,7 @@ def redact(text: str) -> str:
 
 
 def redact_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping without the values of secret keys, and without secrets in its texts; nested mappings and lists too."""
+    """The mapping without the values of secret keys, and without secrets in its texts, nested ones included."""
     return {
         key: HIDDEN if value not in (None, "", False) and is_secret_key(str(key)) else _redact_any(value)
         for key, value in mapping.items()
@@ -66,7 +66,7 @@ def _redact_any(value: Any) -> Any:
 
 
 def redact_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line without secrets: `--hub_token X` and `--hub_token=X` by name, and each word's own."""
+    """A command line without secrets: `--hub_token X` and `--hub_token=X` by name, and `redact` on each word."""
     redacted, hide = [], False
     for word in arguments:
         name, equals, _ = word.partition("=")
@@ -89,15 +89,15 @@ _CONTROLS |= {plane * 0x10000 + end: 0xFFFD for plane in range(17) for end in (0
 
 
 def clean(text: str) -> str:
-    """`text` without secrets, and with signs for what neither HTML nor XML may hold: controls, half surrogates."""
+    """`text` without secrets; control characters and lone surrogates, which HTML and XML forbid, are replaced."""
     return redact(text).translate(_CONTROLS)
 
 
 def _environment_secrets() -> list[str]:
-    """Longest first, so that no rest of a longer one is left. Short ones are words that a text may have anyway."""
+    """Longest first, so that no part of a longer one is left. Short values are skipped: they may be ordinary words."""
     found = {
         value
         for name, value in os.environ.items()
         if _ENVIRONMENT.search(name) and len(value) >= 8 and not value.startswith(("/", "~"))
-    }  # where a secret is, is none
+    }  # a path to a secret is not a secret
     return sorted(found, key=len, reverse=True)

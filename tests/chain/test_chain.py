@@ -1,4 +1,4 @@
-"""The graph decides what runs: skip what is complete, resume what was cut off, re-run what depends on a change."""
+"""What a chain runs: complete stages are skipped, interrupted ones resumed, those that depend on a change run again."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def tensors(chain, stage):
     return (chain.parent / "runs" / stage / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_chain_runs_is_skipped_and_reruns_what_changed(chain, capfd):
+def test_a_chain_skips_finished_stages_and_reruns_changed_ones(chain, capfd):
     assert actions(chain) == {"sft": "run", "dpo": "run", "reward": "run"}
     run(read_chain(chain))
     out = capfd.readouterr().out
@@ -54,8 +54,8 @@ def test_a_chain_runs_is_skipped_and_reruns_what_changed(chain, capfd):
         plan(read_chain(chain))
 
 
-def test_a_stage_that_another_process_trains_is_not_moved_away(chain):
-    """Its next checkpoint would land in the new run."""
+def test_a_stage_that_another_process_trains_is_not_moved_aside(chain):
+    """Its next checkpoint would be written into the new run."""
     run_dir = chain.parent / "runs" / "sft"
     run_dir.mkdir(parents=True)
     (run_dir / "stage.json").write_text('{"key": "of another configuration"}')
@@ -93,13 +93,13 @@ def test_another_chains_directory_is_refused(chain):
         ("name: tiny", "name: a/b", r"name must be a word"),
     ],
 )
-def test_a_broken_chain_is_named(chain, old, new, message):
+def test_an_invalid_chain_is_refused_with_the_place(chain, old, new, message):
     edit(chain, old, new)
     with pytest.raises(ConfigError, match=message):
         read_chain(chain)
 
 
-def test_a_typo_in_a_stage_is_reported_by_the_command(chain):
+def test_a_typo_in_a_stage_is_reported_by_posttrain_run(chain):
     edit(chain.parent / "dpo.yaml", "beta", "betta")
     done = subprocess.run([PYTHON, "-m", "posttrain.cli", "run", str(chain)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
@@ -108,7 +108,7 @@ def test_a_typo_in_a_stage_is_reported_by_the_command(chain):
 
 
 def test_a_failed_gate_stops_the_chain_and_keeps_everything(chain):
-    """By new interpreters throughout: the command, `accelerate launch` and the recipe."""
+    """The command, `accelerate launch` and the recipe each run in a new interpreter."""
     edit(chain.parent / "sft.yaml", "gates: {stops: 0}", "gates: {stops: 1}")
     edit(chain.parent / "sft.yaml", "max_new_tokens: 4", "max_new_tokens: 1")
     command = [PYTHON, "-m", "posttrain.cli", "run", str(chain)]

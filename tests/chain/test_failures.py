@@ -1,4 +1,4 @@
-"""What a chain says of a stage that failed: by what its processes left in files, which no launcher rewrites."""
+"""What a chain prints about a failed stage, from its processes' exit files, which no launcher changes."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ LAUNCHERS = (
 
 @pytest.fixture
 def ended(tmp_path):
-    """Run some code as a recipe's `main` on each rank, one after the other; what the chain then makes of it."""
+    """Run code as a recipe's `main` on each rank, one after the other; return the chain's error."""
     state, log = tmp_path / "state", tmp_path / "sft.stderr"
     clear_state(state)
     log.write_text("# launched\nConfigError: of an earlier launch\n")
@@ -37,7 +37,7 @@ def ended(tmp_path):
     return run
 
 
-def test_a_mistake_is_shown_whole_and_once(ended, capsys):
+def test_a_user_error_is_shown_in_full_and_once(ended, capsys):
     error = ended(
         "raise DataError('two rows:\\n  row 1\\n  row 2')", "raise DataError('two rows:\\n  row 1\\n  row 2')"
     )
@@ -46,12 +46,12 @@ def test_a_mistake_is_shown_whole_and_once(ended, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_first_to_end_is_the_cause(ended):
+def test_the_first_process_to_end_is_reported_as_the_cause(ended):
     error = ended("raise GateError('stops: 0')", "raise RuntimeError('Connection closed by peer')")
     assert str(error) == "stage sft stopped:\nGateError: stops: 0"
 
 
-def test_of_a_crash_the_end_of_its_traceback_is_printed(ended, capsys):
+def test_a_crash_prints_the_end_of_its_traceback(ended, capsys):
     error = ended("raise TypeError('a bug,\\nin two lines')")
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback (most recent call last):\n")
@@ -60,19 +60,19 @@ def test_of_a_crash_the_end_of_its_traceback_is_printed(ended, capsys):
     assert str(error).startswith("stage sft ended with exit code 1; its errors are in ")
 
 
-def test_of_a_crash_without_words(ended, capsys):
+def test_a_crash_without_a_message_is_reported(ended, capsys):
     ended("assert False")
     assert capsys.readouterr().err.endswith("AssertionError\n")
 
 
-def test_of_a_process_that_was_killed_the_end_of_this_launchs_stderr_is_printed(ended, capsys):
+def test_a_killed_process_prints_the_end_of_this_launchs_stderr(ended, capsys):
     error = ended("import os, sys; print('loading', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)")
     shown = capsys.readouterr().err
     assert shown.startswith("loading\n") and shown.endswith("returned exit status 1.\n")
     assert "ended with exit code 1" in str(error)
 
 
-def test_a_launch_begins_without_what_the_last_one_left(tmp_path):
+def test_a_launch_clears_the_exit_files_of_the_last_one(tmp_path):
     state = tmp_path / "logs" / "sft"
     clear_state(state)
     for name in ("stop", "exit-2.rank-0", "exit-75.rank-11"):
@@ -82,7 +82,7 @@ def test_a_launch_begins_without_what_the_last_one_left(tmp_path):
     assert [path.name for path in state.iterdir()] == ["notes.txt"]
 
 
-def test_a_stage_that_is_asked_to_stop_saves_a_checkpoint_and_goes_on(chain):
+def test_a_stage_that_is_asked_to_stop_saves_a_checkpoint_and_resumes(chain):
     runs = chain.parent / "runs"
     command = [sys.executable, "-m", "posttrain.cli", "run", str(chain)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)

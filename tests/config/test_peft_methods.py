@@ -1,4 +1,4 @@
-"""What is settled before anything is loaded: refused with the reason, changed with a note, or followed."""
+"""What is decided before anything is loaded: a setting is refused with the reason, changed with a note, or used."""
 
 import dataclasses
 import subprocess
@@ -31,29 +31,27 @@ def test_the_table_and_the_settings_name_the_same_methods():
         )
 
 
-def test_a_setting_that_the_method_does_not_read_is_refused_where_both_are_written():
-    with pytest.raises(
-        ConfigError, match=r"stage.yaml: adapter.r means nothing to ia3, which reads modules_to_save, targ"
-    ):
+def test_a_key_that_the_method_does_not_use_is_refused_when_written_with_it():
+    with pytest.raises(ConfigError, match=r"stage.yaml: ia3 does not use adapter.r, only modules_to_save, targ"):
         stage(adapter={"method": "ia3", "r": 8})
 
 
-def test_what_a_file_says_gives_way_to_a_method_on_the_command_line():
+def test_keys_of_a_file_are_dropped_with_a_note_when_the_command_line_names_another_method():
     config = stage(adapter={"method": "lora", "r": 8, "alpha": 4}, overrides={"adapter.method": "ia3"})
     assert (config.adapter.r, config.adapter.alpha) == (16, 32)
     assert config.notes == (
-        "adapter.r of stage.yaml is left out: it means nothing to ia3",
-        "adapter.alpha of stage.yaml is left out: it means nothing to ia3",
+        "adapter.r of stage.yaml is left out: ia3 does not use it",
+        "adapter.alpha of stage.yaml is left out: ia3 does not use it",
     )
     kept = stage(adapter={"method": "lora", "r": 8}, overrides={"adapter.method": "dora"})
     assert (kept.adapter.r, kept.notes) == (8, ())
 
 
-def test_a_prefix_trains_without_checkpointing():
+def test_prefix_tuning_switches_gradient_checkpointing_off():
     config = stage(adapter={"method": "p_tuning_v2"})
     assert config.trainer_values()["gradient_checkpointing"] is False
     assert config.notes == (
-        "gradient_checkpointing is off: the prefix sits in a cache, which checkpointing does without",
+        "gradient_checkpointing is off: the prefix is in the key-value cache, which checkpointing does not use",
     )
     assert stage(adapter={"method": "p_tuning_v2"}, gradient_checkpointing=False).notes == ()
     assert "gradient_checkpointing" not in stage(adapter={"method": "lora"}).values
@@ -62,7 +60,7 @@ def test_a_prefix_trains_without_checkpointing():
 
 
 @pytest.mark.parametrize("method", ["pissa", "olora", "adalora"])
-def test_what_cannot_go_on_is_merged(method):
+def test_a_method_that_cannot_continue_merges_its_input(method):
     config = stage("dpo", adapter={"method": method}, inputs={"policy": "sft"})
     assert config.adapter.start == "merge"
     assert [note[:44] for note in config.notes] == [f"adapter.start is merge, not continue, for {method}"[:44]]
@@ -72,37 +70,37 @@ def test_what_cannot_go_on_is_merged(method):
 
 
 @pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.identity and "dpo" in m.tasks])
-def test_dpo_wants_its_reference_to_be_the_policy(method):
+def test_dpo_refuses_a_fresh_adapter_that_changes_the_policy(method):
     assert stage("dpo", adapter={"method": method}, inputs={"policy": "sft"}).adapter.start == "continue"
     for inputs, start in (({}, "continue"), ({"policy": "sft"}, "merge")):
-        with pytest.raises(ConfigError, match=f"adapter.method: {method}: a fresh one is another policy"):
+        with pytest.raises(ConfigError, match=f"adapter.method: a fresh {method} adapter changes the policy"):
             stage("dpo", adapter={"method": method, "start": start}, inputs=inputs)
 
 
-def test_four_bit_weights():
+def test_four_bit_weights_are_refused_for_methods_that_cannot_train_on_them():
     assert stage(adapter={"method": "dora"}, load_in_4bit=True).notes == ()
     with pytest.raises(ConfigError, match="pissa does not train on 4-bit weights; use lora"):
         stage(adapter={"method": "pissa"}, load_in_4bit=True)
 
 
-def test_references_are_computed_ahead_only_where_trls_copy_is_whole():
+def test_precomputed_references_are_refused_when_trls_copy_is_incomplete():
     given = {"inputs": {"policy": "sft"}, "precompute_ref_log_probs": True}
     assert stage("dpo", adapter={"method": "lora"}, **given).values["precompute_ref_log_probs"]
     assert stage("dpo", adapter={"method": "ia3", "start": "merge"}, **given).adapter.start == "merge"
     for method in ("ia3", "vera", "boft", "loha", "lokr"):
-        with pytest.raises(ConfigError, match=f"before the reference of {method} is whole"):
+        with pytest.raises(ConfigError, match=f"before the reference of {method} is complete"):
             stage("dpo", adapter={"method": method}, **given)
 
 
-def test_the_best_checkpoint_of_virtual_tokens():
+def test_load_best_model_at_end_is_refused_for_virtual_tokens():
     assert stage(adapter={"method": "lora"}, load_best_model_at_end=True).values["load_best_model_at_end"]
     with pytest.raises(ConfigError, match="load_best_model_at_end: PEFT reads a checkpoint of p_tuning into the wrong"):
         stage(adapter={"method": "p_tuning"}, load_best_model_at_end=True)
 
 
-def test_vllm_wants_an_adapter_that_merges():
+def test_vllm_is_refused_for_an_adapter_that_cannot_be_merged():
     assert stage("ppo", adapter={"method": "ia3"}, use_vllm=True).values["use_vllm"]
-    with pytest.raises(ConfigError, match="use_vllm: vLLM gets a policy's weights merged, and bottleneck cannot be"):
+    with pytest.raises(ConfigError, match=r"use_vllm: .* merged into its base, and bottleneck cannot be merged"):
         stage("ppo", adapter={"method": "bottleneck"}, use_vllm=True)
 
 
@@ -110,7 +108,7 @@ def made_with(method, **more):
     return dataclasses.asdict(AdapterSettings(method=method, **more))
 
 
-def test_a_takeover():
+def test_compatible_adapters_pass_check_takeover():
     check_takeover("runs/sft", made_with("lora"), AdapterSettings())
     check_takeover("runs/sft", made_with("lora", r=4), AdapterSettings(method="ia3", start="merge"))
     check_takeover("runs/sft", made_with("lora", dropout=0.1), AdapterSettings())
@@ -124,26 +122,26 @@ def test_a_takeover():
         ({"method": "lora"}, {"method": "dora"}, "method is dora, but .* is lora; set .*, or adapter.start: merge"),
         ({"method": "lora", "r": 8}, {}, "adapter.r is 16, but .* whose r is 8"),
         ({"method": "lora"}, {"target_modules": ["q"]}, r"adapter.target_modules is \['q'\], but .* is None"),
-        ({"method": "bottleneck"}, {"start": "merge"}, "bottleneck, which cannot be merged .*; go on with adapter:"),
+        ({"method": "bottleneck"}, {"start": "merge"}, "bottleneck, which cannot be merged .*; continue with adapter:"),
         ({"method": "p_tuning"}, {"start": "merge"}, "p_tuning, which cannot be merged .* base; train it with lora"),
-        ({"method": "p_tuning"}, {"method": "p_tuning"}, "another stage cannot train on; and it cannot be merged"),
+        ({"method": "p_tuning"}, {"method": "p_tuning"}, "another stage cannot continue; and it cannot be merged"),
         ({"method": "bottleneck"}, {"method": "none"}, "bottleneck, which cannot be merged"),
-        ({"method": "pissa"}, {}, "pissa, which another stage cannot train on; use adapter.start: merge"),
+        ({"method": "pissa"}, {}, "pissa, which another stage cannot continue; use adapter.start: merge"),
     ],
 )  # fmt: skip
-def test_a_takeover_that_is_known_to_be_wrong(parent, child, message):
+def test_incompatible_adapters_are_refused_by_check_takeover(parent, child, message):
     with pytest.raises(ConfigError, match=message):
         check_takeover("runs/sft", made_with(**parent), AdapterSettings(**child))
 
 
-def test_a_chain_is_refused_before_its_first_stage(chain):
+def test_a_chain_with_incompatible_adapters_is_refused_when_read(chain):
     edit(chain.parent / "sft.yaml", "adapter: {r: 4, alpha: 8}", "adapter: {method: bottleneck, reduction_factor: 4}")
     with pytest.raises(ConfigError, match=r"stages.dpo: its input sft|stages.reward: its input sft"):
         read_chain(chain)
 
 
-def test_plain_peft_learns_of_the_bottleneck_when_posttrain_is_imported():
-    """In either order; and `import posttrain` alone does not wait for PEFT."""
+def test_importing_posttrain_registers_the_bottleneck_with_peft():
+    """In either order of imports; and `import posttrain` alone does not import PEFT."""
     check = "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as m; assert 'BOTTLENECK' in m"
     for code in (f"import posttrain; {check}", f"import peft, posttrain; {check}"):
         subprocess.run([sys.executable, "-c", code], check=True)

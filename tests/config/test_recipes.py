@@ -1,4 +1,4 @@
-"""The table of recipes: each row is true, and no recipe knows a key that does nothing for it."""
+"""The table of recipes: each row is correct, and a key that a recipe does not use is refused."""
 
 import importlib
 
@@ -18,13 +18,13 @@ def make(recipe, **document):
     return build(recipe, {"output_dir": "o", **document}, source="x.yaml")
 
 
-def test_a_recipe_is_a_script():
+def test_the_table_has_one_row_per_script():
     assert {path.stem for path in (ROOT / "recipes").glob("*.py")} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_trainers_keys_are_its_classes(name):
-    """Read from the source without importing it, the keys are the fields of the class that is imported."""
+def test_keys_read_from_source_are_the_fields_of_the_imported_class(name):
+    """The keys read from the class's source, without importing it, equal the fields of the imported class."""
     recipe = RECIPES[name]
     module, class_name = recipe.trainer
     cls = getattr(importlib.import_module(module), class_name)
@@ -35,7 +35,7 @@ def test_a_trainers_keys_are_its_classes(name):
     assert recipe.defaults.keys() <= fields
 
 
-def test_what_is_shared_is_some_trainers():
+def test_shared_ranges_and_unused_keys_exist_in_a_trainer():
     everything = set().union(*(fields_of(*RECIPES[name].trainer) for name in TRAINED))
     assert SHARED_RANGES.keys() <= everything
     assert UNUSED.keys() <= everything
@@ -63,14 +63,14 @@ def test_formats_inputs_and_measures_are_known(name):
         ("ner", "gates", {"stops": 0.5}), ("ppo", "tensor_parallel_size", 2),
     ],
 )  # fmt: skip
-def test_a_key_that_does_nothing_is_unknown(recipe, key, value):
+def test_a_key_that_a_recipe_does_not_use_is_refused(recipe, key, value):
     with pytest.raises(ConfigError, match=f"unknown key '{key}"):
         make(recipe, **{key: value})
 
 
 @pytest.mark.parametrize("recipe", TRAINED)
 @pytest.mark.parametrize("key", ["resume_from_checkpoint", "do_train", "local_rank"])
-def test_a_trainers_key_that_nobody_follows_says_what_to_do(recipe, key):
+def test_a_trainer_key_that_no_recipe_uses_is_refused_with_the_alternative(recipe, key):
     with pytest.raises(ConfigError, match=f"{key} does nothing here: {UNUSED[key]}"):
         make(recipe, **{key: "1"})
     assert key not in known_keys(recipe)
@@ -80,7 +80,7 @@ def test_a_trainers_key_that_nobody_follows_says_what_to_do(recipe, key):
 @pytest.mark.parametrize(
     ("key", "value"), [("dtype", "bfloat16"), ("load_in_4bit", True), ("attn_implementation", "sdpa")]
 )
-def test_a_policy_is_loaded_as_it_was_trained(recipe, key, value):
-    make(recipe, **{key: value})  # of a base it is followed
+def test_model_settings_are_refused_beside_an_input_policy(recipe, key, value):
+    make(recipe, **{key: value})  # without an input policy the key is used
     with pytest.raises(ConfigError, match=f"x.yaml: {key} does nothing in {recipe} with inputs.policy"):
         make(recipe, inputs={"policy": "runs/sft"}, **{key: value})

@@ -1,4 +1,4 @@
-"""The schema read from source is TRL's own, and every mistake is named with what to change."""
+"""The schema read from source equals TRL's, and every invalid key or value is refused with what to change."""
 
 import dataclasses
 import subprocess
@@ -45,7 +45,7 @@ def build(recipe="sft", **document):
         ({"learning_rate": float("nan")}, r"learning_rate must be greater than 0, got nan"),
     ],
 )
-def test_a_mistake_is_named(document, expected):
+def test_an_invalid_config_is_refused_with_the_key_and_file(document, expected):
     with pytest.raises(ConfigError, match=expected):
         build(**document)
 
@@ -67,17 +67,17 @@ def test_command_line_overrides_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("value", [True, "x", None, 1.5])
-def test_an_int_is_an_int(value):
+def test_a_value_that_is_not_an_integer_is_refused(value):
     with pytest.raises(ValueError, match="integer"):
         coerce(value, int)
 
 
-def test_reporting_keys_do_not_change_what_a_stage_is():
+def test_reporting_keys_do_not_change_the_key_material():
     assert build(logging_steps=1).key_material() == build(logging_steps=7).key_material()
     assert build(learning_rate=1e-3).key_material() != build(learning_rate=2e-3).key_material()
 
 
-def test_yaml_that_is_broken_names_its_line(tmp_path):
+def test_broken_yaml_is_reported_with_its_line(tmp_path):
     file = tmp_path / "s.yaml"
     file.write_text("a: 1\nb: [\n")
     with pytest.raises(ConfigError, match=r"s.yaml: not readable as YAML.*line 3"):
@@ -94,7 +94,7 @@ def test_checking_a_config_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_help_is_there_at_once():
+def test_help_answers_within_seconds():
     begun = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "posttrain.cli", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
@@ -102,7 +102,7 @@ def test_help_is_there_at_once():
     assert time.monotonic() - begun < 5  # a guard against an import of torch; benchmarks measure the 0.3 s
 
 
-def test_none_is_a_word_of_trl_and_null_is_nothing():
+def test_none_stays_text_and_null_becomes_none():
     found = stage_config.parse_args("sft", ["--output_dir", "o", "--report_to", "none", "--max_length", "null"])
     assert found.values["report_to"] == "none"
     assert found.values["max_length"] is None

@@ -1,4 +1,4 @@
-"""Every file type reads to the same numbered rows."""
+"""Every file type gives the same numbered rows."""
 
 import gzip
 import json

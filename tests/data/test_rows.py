@@ -1,4 +1,4 @@
-"""Every accepted format arrives in TRL's columns; every broken row is named by file, row and field."""
+"""Every accepted format is converted to TRL's columns; an invalid row is reported with file, row and field."""
 
 import json
 
@@ -47,17 +47,17 @@ def load(path, recipe="sft", **settings):
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_formats(tmp_path, name):
+def test_each_format_is_converted_to_trls_columns(tmp_path, name):
     recipe, row, expected = GOOD[name]
     rows = load(write(tmp_path / "a.jsonl", [row]), recipe)
     assert rows.rows == [expected]
 
 
-def test_the_formats_are_all_covered():
+def test_every_format_has_an_example():
     assert set(GOOD) | {"unpaired"} == set(FORMATS)
 
 
-def test_implicit_prompt(tmp_path):
+def test_an_implicit_prompt_is_extracted(tmp_path):
     row = {"chosen": [USER, ASSISTANT], "rejected": [USER, {"role": "assistant", "content": "no"}]}
     assert load(write(tmp_path / "a.jsonl", [row]), "reward").format == "preference"
 
@@ -72,12 +72,15 @@ def test_implicit_prompt(tmp_path):
         ({"prompt": [USER], "completion": "x"}, r"must both be text or both be messages"),
         ({"prompt": [USER, USER], "completion": [ASSISTANT]}, r"prompt\[1\].role: expected 'assistant', got 'user'"),
         ({"prompt": [USER], "completion": [{"role": "assistant", "content": ["x"]}]}, r"content: expected text"),
-        ({"prompt": [USER, {"role": "system", "content": ""}], "completion": [ASSISTANT]}, r"system turn stands first"),
+        (
+            {"prompt": [USER, {"role": "system", "content": ""}], "completion": [ASSISTANT]},
+            r"system turn is allowed only at the beginning",
+        ),
         ({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}, r"prompt: must end with a turn of 'user'"),
         ("[1]", r"row 2: expected an object"),
     ],
 )
-def test_a_broken_row_is_named(tmp_path, row, message):
+def test_an_invalid_row_is_refused_with_its_field(tmp_path, row, message):
     path = write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}, row])
     with pytest.raises(DataError, match=message):
         load(path)
@@ -103,25 +106,25 @@ def test_errors_are_collected_and_counted(tmp_path):
         ("a.jsonl", b"\n\n", r"has no rows"),
         ("a.txt", b"x", r"unknown file type"),
         ("a.jsonl", b'{"text": "\xff"}', r"row 1: not UTF-8"),
-        ("a.jsonl", b'{"x": 1}', r"columns \['x'\] make no known format"),
+        ("a.jsonl", b'{"x": 1}', r"columns \['x'\] match no known format"),
         ("a.json", b"{", r"broken JSON"),
         ("a.csv", b"prompt,completion\na\n", r"cells"),
         ("a.parquet", b"nonsense", r"not readable as Parquet"),
         ("a.jsonl.gz", b"nonsense", r"damaged gzip"),
     ],
 )
-def test_a_broken_file_is_named(tmp_path, name, content, message):
+def test_an_invalid_file_is_refused_with_its_path(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         load(str(tmp_path / name))
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_refused_with_its_path(tmp_path):
     with pytest.raises(DataError, match=r"train_file: .*none.jsonl does not exist"):
         load(str(tmp_path / "none.jsonl"))
 
 
-def test_a_format_that_the_recipe_cannot_use(tmp_path):
+def test_a_format_that_the_recipe_cannot_use_is_refused(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"text": "a"}])
     with pytest.raises(DataError, match=r"text rows cannot train dpo, which takes preference"):
         load(path, "dpo")
@@ -138,6 +141,6 @@ def test_a_mixture_has_the_shares_of_its_weights(tmp_path):
     assert load(source).fingerprint == rows.fingerprint
 
 
-def test_fingerprint_sees_order_and_content():
+def test_fingerprint_depends_on_order_and_content():
     a, b = {"text": "a"}, {"text": "b"}
     assert len({fingerprint(r) for r in ([a, b], [b, a], [a], [a, a])}) == 4

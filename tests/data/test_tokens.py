@@ -1,4 +1,4 @@
-"""What rows amount to in tokens, and what their lengths allow."""
+"""Tokens per row and per epoch, and the check against max_length."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_a_run_without_a_token_to_learn_is_refused(tiny):
     assert check_lengths(rows, tokenizer, max_length=128).too_long == 0
 
 
-def test_tokens_are_those_of_the_sequences():
+def test_count_tokens_sums_all_sequences():
     from datasets import Dataset
 
     assert count_tokens(Dataset.from_dict({"input_ids": [[1, 2], [3]]})) == 3
@@ -25,7 +25,7 @@ def test_tokens_are_those_of_the_sequences():
     assert count_tokens(Dataset.from_dict(preference)) == (3 + 1) + (3 + 2)
 
 
-def test_a_pair_is_as_long_as_its_longer_side():
+def test_pair_lengths_are_those_of_the_longer_side():
     from datasets import Dataset
 
     sides = {"chosen_ids": [[4], [4, 5]], "rejected_ids": [[5, 6, 7], [5]]}

@@ -10,7 +10,7 @@ from posttrain.launch import ROOT
 
 @pytest.mark.parametrize("chain", [DEMO_CHAIN, FULL_DEMO_CHAIN])
 def test_a_stage_is_measured_on_the_rows_of_its_policy(chain):
-    """Or its change would not be known, and the table could not say whether it beats SFT."""
+    """Otherwise its change would be unknown, and the table could not tell whether it is better than SFT."""
     stages = {stage.name: stage for stage in read_chain(ROOT / chain).stages}
     compared = []
     for stage in stages.values():
@@ -28,7 +28,7 @@ def test_the_demos_do_not_overwrite_each_other():
     assert short.output_dir.resolve() != full.output_dir.resolve()
 
 
-def test_full_and_ner_are_one_or_the_other(capsys):
+def test_full_and_ner_exclude_each_other(capsys):
     with pytest.raises(SystemExit) as error:
         main(["demo", "--full", "--ner"])
     assert error.value.code == 2

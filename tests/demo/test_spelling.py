@@ -33,8 +33,8 @@ def test_splits_share_no_word():
     assert splits == demo.split_by_word(demo.read_typos(text))
 
 
-def test_an_interrupted_preparation_is_picked_up(tmp_path, monkeypatch):
-    """Half a file is left by a kill and no marker: all is written anew; a second call finds it and writes nothing."""
+def test_an_interrupted_preparation_is_resumed(tmp_path, monkeypatch):
+    """A kill left half a file and no marker: everything is written again; a second call finds it and writes nothing."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -39,7 +39,7 @@ def rendered(chain: str, folder: Path) -> dict[str, str]:
 
 
 def _at_home(text: str, folder: Path) -> str:
-    """Without what differs from machine to machine: folders, the key, which has library versions in it."""
+    """The text without what differs between machines: folders, and the key, which depends on library versions."""
     python = Path(sys.executable)
     for here, there in (
         (python, f"{HOME}/.venv/bin/python"), (python.parent, f"{HOME}/.venv/bin"), (ROOT, HOME), (folder, HOME),
@@ -61,7 +61,7 @@ def pages(folder: Path) -> tuple[str, str]:
     return text, BLOCK.sub(fill, text)
 
 
-def test_the_page_shows_what_is_written(tmp_path):
+def test_the_page_shows_the_generated_scripts(tmp_path):
     is_now, should_be = pages(tmp_path)
     shown = {(m[1], m[2]) for m in BLOCK.finditer(is_now)}
     assert {chain for chain, _ in shown} == {"8b-qlora", "8b-full", "70b-lora"}

@@ -1,4 +1,4 @@
-"""Real sockets and a real all-reduce between processes of this machine; one of them does not come."""
+"""Real sockets and a real all-reduce between processes of this machine, one of which may be missing."""
 
 import os
 import socket
@@ -21,7 +21,7 @@ def free_port():
 
 
 def call(ranks, *, wait_s):
-    """The roll call of these ranks, each in a thread; what each returned or raised."""
+    """Run the roll call of these ranks, each in a thread; return what each returned or raised."""
     port, results = free_port(), {}
 
     def answer(rank):
@@ -40,13 +40,13 @@ def call(ranks, *, wait_s):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
-def test_all_answer_whoever_is_first(order):
+def test_all_nodes_answer_in_any_order_of_start(order):
     results = call(order, wait_s=20)
     assert sorted(results) == [0, 1, 2]
     assert all(isinstance(took, float) and took < 20 for took in results.values())
 
 
-def test_every_node_hears_who_is_missing():
+def test_every_node_is_told_which_nodes_are_missing():
     results = call((0, 2), wait_s=1)
     assert sorted(results) == [0, 2]
     assert all(
@@ -54,13 +54,13 @@ def test_every_node_hears_who_is_missing():
     )
 
 
-def test_the_first_node_is_missing():
+def test_a_missing_first_node_is_named():
     results = call((1, 2), wait_s=0.5)
     assert all(said.startswith("localhost of the nodes") for said in results.values())
     assert len(results) == 2
 
 
-def test_a_stranger_is_not_counted():
+def test_a_foreign_connection_is_not_counted():
     port = free_port()
     errors = []
 
@@ -120,7 +120,7 @@ def start_ranks(tmp_path, *, absent=(), wait_s):
     ]  # fmt: skip
 
 
-def test_the_all_reduce_leaves_the_way_free_for_training(tmp_path):
+def test_a_process_group_can_be_made_after_the_all_reduce(tmp_path):
     ranks = start_ranks(tmp_path, wait_s=120)
     for rank in ranks:
         out, err = rank.communicate(timeout=180)
@@ -129,12 +129,12 @@ def test_the_all_reduce_leaves_the_way_free_for_training(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_rank_that_does_not_come_is_named_by_its_node(tmp_path):
+def test_a_missing_rank_is_named_with_its_node(tmp_path):
     ranks = start_ranks(tmp_path, absent=(1,), wait_s=3)
     _, err = ranks[0].communicate(timeout=180)
     ranks[1].communicate(timeout=180)
     assert ranks[0].returncode == EXIT_UNREACHABLE
     assert "UnreachableError: all-reduce over 2 ranks: n2 did not answer (rank 1)" in err
     assert "Traceback" not in err
-    # The job finds it here, and starts again: this is no mistake in a configuration.
+    # The job finds the exit file here and starts again, since the configuration is not at fault.
     assert [path.name for path in tmp_path.iterdir()] == [f"exit-{EXIT_UNREACHABLE}.rank-0"]

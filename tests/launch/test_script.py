@@ -1,4 +1,4 @@
-"""A batch script: what Slurm and bash make of it, and that nothing in it can be misread."""
+"""A batch script: its options for Slurm, its commands, and quoting."""
 
 import itertools
 import re
@@ -43,7 +43,7 @@ def test_ranks_come_from_inside_the_step(config):
     assert values.get("--deepspeed_multinode_launcher") == ("standard" if config == "zero3.yaml" else None)
 
 
-def test_fsdp2_is_launched_as_it_is_configured(tmp_path):
+def test_fsdp2_is_launched_with_its_own_configuration(tmp_path):
     (tmp_path / "fsdp2.yaml").write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\n")
     launch = LaunchSettings(tmp_path / "fsdp2.yaml", SlurmSettings(nodes=2, gpus_per_node=4))
     words = accelerate_command(render(replace(job(), launch=launch)))
@@ -52,7 +52,7 @@ def test_fsdp2_is_launched_as_it_is_configured(tmp_path):
     assert "--deepspeed_multinode_launcher" not in words
 
 
-def test_what_is_asked_for_stands_in_the_head():
+def test_resources_are_in_the_sbatch_lines():
     found = options(
         job(nodes=2, gpus_per_node=8, cpus_per_task=96, time="2-00", partition="gpu", account="lab",
             constraint="a100|h100", extra=["--qos=high", "--exclusive"], signal_s=600)
@@ -73,7 +73,7 @@ def test_what_is_asked_for_stands_in_the_head():
         {"nodes": 2, "gpus_per_node": 2, "cpus_per_task": 8, "container": "apptainer exec --nv 'my image.sif'"},
     ],
 )
-def test_bash_reads_it_whatever_the_paths_are(tmp_path, slurm):
+def test_bash_parses_the_script_for_any_path(tmp_path, slurm):
     folder = tmp_path / "a folder's name"
     folder.mkdir()
     script = tmp_path / "x.sbatch"
@@ -81,7 +81,7 @@ def test_bash_reads_it_whatever_the_paths_are(tmp_path, slurm):
     subprocess.run(["bash", "-n", str(script)], check=True)
     text = script.read_text()
     assert "{{" not in text and "{%" not in text
-    # The first line that is no comment ends the options that sbatch reads.
+    # sbatch stops reading options at the first line that is not a comment.
     head = text.split("\nscript=")[0].splitlines()
     assert [line for line in head if not line.startswith("#")] == []
     if "environment" in slurm:
@@ -94,7 +94,7 @@ def test_bash_reads_it_whatever_the_paths_are(tmp_path, slurm):
 
 
 def test_a_rank_runs_the_recipe_with_its_arguments_into_a_log_of_its_own(tmp_path):
-    """The last of the three levels, run for real: what is quoted arrives as it was given."""
+    """Runs the last of the three levels: quoted arguments arrive unchanged."""
     state = tmp_path / ".slurm" / "sft"
     state.mkdir(parents=True)
     script = tmp_path / "x.sbatch"

@@ -1,4 +1,4 @@
-"""What a chain may say about its launch, and what is refused before anything is submitted."""
+"""The launch settings of a chain, and what is refused before anything is submitted."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ def launches(path):
     return {stage.name: stage.launch for stage in read_chain(path).stages}
 
 
-def test_a_stage_replaces_what_it_says_and_keeps_the_rest(plain_chain):
+def test_a_stages_launch_keys_replace_the_chains_key_by_key(plain_chain):
     edit(plain_chain, LAUNCH, SLURM.replace("nodes: 2", "environment: {A: 1, B: x}, nodes: 2"))
     edit(
         plain_chain,
@@ -46,7 +46,7 @@ def test_a_stage_replaces_what_it_says_and_keeps_the_rest(plain_chain):
     assert sft.accelerate_config.name == "ddp.yaml"
 
 
-def test_a_config_that_nobody_chose_fits_the_nodes(plain_chain):
+def test_the_default_accelerate_config_fits_the_nodes(plain_chain):
     edit(plain_chain, LAUNCH, "launch: {slurm: {nodes: 1}}")
     edit(plain_chain, "{policy: sft}}", "{policy: sft}, launch: {slurm: {gpus_per_node: 1}}}")
     found = launches(plain_chain)
@@ -75,22 +75,22 @@ def test_without_slurm_a_stage_still_has_its_own_accelerate_config(plain_chain):
         ("partition: gpu", "extra: [--qos=high, --nodes=3]", r"extra: --nodes is set by posttrain; use nodes"),
         ("partition: gpu", "extra: [-p gpu]", r"extra: -p is set by posttrain; use partition"),
         ("partition: gpu", "extra: [--requeue]", r"extra: --requeue is set by posttrain; the script needs its own"),
-        ("partition: gpu", "extra: [qos=high]", r"extra: each is one option of sbatch"),
-        ("partition: gpu", 'extra: ["--qos=a\\nrm x"]', r"extra: each is one option of sbatch"),
+        ("partition: gpu", "extra: [qos=high]", r"extra: each item must be one option of sbatch"),
+        ("partition: gpu", 'extra: ["--qos=a\\nrm x"]', r"extra: each item must be one option of sbatch"),
         ("partition: gpu", "environment: {WANDB_API_KEY: abc}", r"WANDB_API_KEY looks like a secret"),
-        ("partition: gpu", "environment: {2X: abc}", r"'2X' is no name of a variable"),
+        ("partition: gpu", "environment: {2X: abc}", r"'2X' is not a name of a variable"),
         ("partition: gpu", 'container: "apptainer exec \'x"', r"container is not a command"),
         ("{nodes: 2", "{nodes: [2]", r"nodes must be an integer"),
     ],
 )
-def test_a_mistake_is_named(plain_chain, old, new, message):
+def test_an_invalid_slurm_setting_is_refused_with_its_key(plain_chain, old, new, message):
     edit(plain_chain, LAUNCH, SLURM)
     edit(plain_chain, old, new)
     with pytest.raises(ConfigError, match=message):
         read_chain(plain_chain)
 
 
-def test_a_stages_own_mistake_is_named_by_its_stage(plain_chain):
+def test_an_invalid_setting_of_a_stage_names_the_stage(plain_chain):
     edit(plain_chain, "{policy: sft}}", "{policy: sft}, launch: {slurm: {gpu_per_node: 2}}}")
     with pytest.raises(ConfigError, match=r"stages.dpo.launch.slurm: unknown key 'gpu_per_node'; did you mean 'gpus"):
         read_chain(plain_chain)
@@ -105,7 +105,7 @@ def test_one_process_on_two_nodes_is_refused(plain_chain):
         check_fit(launches(plain_chain)["sft"], "launch")
 
 
-def test_submit_says_so_where_there_is_no_slurm(plain_chain, tmp_path, monkeypatch):
+def test_submit_without_slurm_is_a_user_error(plain_chain, tmp_path, monkeypatch):
     edit(plain_chain, LAUNCH, SLURM)
     (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
     edit(tmp_path / "sft.yaml", "rows.jsonl", f"{tmp_path}/rows.jsonl")

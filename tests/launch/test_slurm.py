@@ -1,4 +1,4 @@
-"""Reading `scontrol show job`: values hold blanks and `=`, and other versions have other keys beside them."""
+"""Parsing `scontrol show job`: values hold blanks and `=`, and the keys differ between versions."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from posttrain.launch.slurm import clean_environment, comment, is_of, parse
 
-# As Slurm 22.05 printed it, shortened; the comment and the name hold what could be taken for a key.
+# Output of Slurm 22.05, shortened; the comment and the name contain text that looks like a key.
 PENDING = (
     "JobId=7 JobName=my chain/sft UserId=root(0) GroupId=root(0) MCS_label=N/A Priority=1 JobState=PENDING "
     "Reason=Job's_account_not_known,_so_it_can't_use_this_partition_(members_allows_lab) "
@@ -21,7 +21,7 @@ RUNNING = (
 )
 
 
-def test_values_are_read_whole():
+def test_values_with_blanks_and_equals_signs_are_parsed():
     job, other = parse(f"{PENDING}\n{RUNNING}\n")
     assert (job.id, job.name, job.user, job.state, job.restarts) == ("7", "my chain/sft", "root", "PENDING", 2)
     assert (job.nodes, job.dependency, job.exit_code) == ("", "afterok:6(unfulfilled)", "0:0")
@@ -29,7 +29,7 @@ def test_values_are_read_whole():
     assert (other.nodes, other.state, other.exit_code, other.dependency) == ("n[1-2]", "RUNNING", "2:0", "")
 
 
-def test_a_job_is_its_users_and_its_directorys():
+def test_a_job_is_recognised_by_user_and_directory():
     job, other = parse(f"{PENDING}\n{RUNNING}\n")
     where = Path("/scratch/my runs/k=v/sft")
     assert is_of(job, where) == (job.user == "root")
@@ -42,7 +42,7 @@ def test_a_job_is_its_users_and_its_directorys():
     [("Dependency", False), ("Resources", False), ("PartitionDown", False), ("DependencyNeverSatisfied", True),
      ("InvalidAccount", True), ("PartitionTimeLimit", True), ("BadConstraints", True)],
 )  # fmt: skip
-def test_what_waiting_does_not_mend(reason, hopeless):
+def test_reasons_that_never_end_are_hopeless(reason, hopeless):
     assert parse(PENDING)[0].hopeless
     (job,) = parse(
         PENDING.replace("Job's_account_not_known,_so_it_can't_use_this_partition_(members_allows_lab)", reason)
@@ -50,7 +50,7 @@ def test_what_waiting_does_not_mend(reason, hopeless):
     assert job.hopeless == hopeless
 
 
-def test_the_script_alone_says_how_it_is_run():
+def test_sbatch_and_slurm_variables_are_removed_from_the_environment():
     kept, dropped = clean_environment(
         {"SBATCH_PARTITION": "other", "SLURM_JOB_ID": "3", "SLURM_CONF": "/x", "HOME": "/home/ada"}
     )

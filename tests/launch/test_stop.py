@@ -1,4 +1,4 @@
-"""Every trainer stops at the end of a step when it is asked to, and ends as if nobody had asked."""
+"""Every trainer stops at the end of a step on request, and gives the same result after a resume."""
 
 import gc
 import json
@@ -33,7 +33,7 @@ def files(tiny, tiny_bert, tmp_path_factory):
         # Stops in the middle of a rollout: two steps each.
         "ppo": [*base, "--inputs.reward", folder / "judge", "--train_file", rows, *POLICY,
                 "--max_completion_length", "4", "--num_ppo_epochs", "2"],
-        # Two steps an epoch, and an evaluation at its end.
+        # Two steps per epoch, and an evaluation at its end.
         "ner": ["--model_name_or_path", tiny_bert, "--train_file", tagged, "--validation_file", tagged, *SMALL,
                 "--per_device_train_batch_size", "3", "--max_length", "64", "--gates.f1", "0"],
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Sentences of a file that a test writes, as text to compare."""
+"""Loads the sentences of a file written by a test, as text to compare."""
 
 import json
 

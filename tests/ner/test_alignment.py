@@ -1,4 +1,4 @@
-"""Words and sub-words: against the tokenizer's own account, and by what must hold of any cut."""
+"""Words and sub-words: compared with the tokenizer's own mapping, and checked for any window length."""
 
 import random
 
@@ -35,7 +35,7 @@ def test_the_first_sub_word_of_a_word_carries_its_class(tokenizer):
 
 @pytest.mark.parametrize("overlap", [0, 1, 6])
 @pytest.mark.parametrize("max_length", [10, 17, 64])
-def test_every_word_is_asked_about_once(tokenizer, max_length, overlap):
+def test_every_word_is_tagged_in_one_window(tokenizer, max_length, overlap):
     rng = random.Random(0)
     texts = [[rng.choice(WORDS[0] + WORDS[2]) for _ in range(n)] for n in (1, 2, 7, 40, 121)]
     encoded = encode(texts, tokenizer, max_length=max_length, overlap=overlap)
@@ -52,7 +52,7 @@ def test_every_word_is_asked_about_once(tokenizer, max_length, overlap):
         assert all(p <= len(window.input_ids) - 2 for p in inner)
 
 
-def test_a_word_is_asked_about_where_it_stands_farther_from_the_edge(tokenizer):
+def test_a_word_is_tagged_in_the_window_where_it_is_farther_from_the_edge(tokenizer):
     words = ["Rome"] * 100
     encoded = encode([words], tokenizer, max_length=22, overlap=8)
     first, second = encoded.windows[:2]
@@ -61,7 +61,7 @@ def test_a_word_is_asked_about_where_it_stands_farther_from_the_edge(tokenizer):
     assert min(second.places) >= 1 + 4
 
 
-def test_predictions_come_back_to_their_words(tokenizer):
+def test_gather_returns_predictions_to_their_words(tokenizer):
     rng = random.Random(1)
     texts = [[rng.choice(WORDS[0]) for _ in range(n)] for n in (5, 60, 3)]
     encoded = encode(texts, tokenizer, max_length=12, overlap=4)
@@ -73,7 +73,7 @@ def test_predictions_come_back_to_their_words(tokenizer):
     assert encoded.gather(rows, None) == [[(s, w) for w in range(len(words))] for s, words in enumerate(texts)]
 
 
-def test_what_is_cut_is_counted(tokenizer):
+def test_cut_words_are_counted(tokenizer):
     words = ["Rome"] * 30
     encoded = encode([words, ["Oslo"]], tokenizer, max_length=12, overlap=4, cut=True)
     kept = len(encoded.windows[0].words)
@@ -90,7 +90,7 @@ def test_a_word_without_a_token_stays_outside(tokenizer):
     assert encoded.gather([[1] * 32], 0) == [[1, 0, 1]]
 
 
-def test_an_overlap_without_room(tokenizer):
+def test_an_overlap_as_long_as_a_window_is_refused(tokenizer):
     with pytest.raises(DataError, match="window_overlap is 10: a window of max_length 12 has room for 10 tokens"):
         encode(WORDS, tokenizer, max_length=12, overlap=10)
 
@@ -105,7 +105,7 @@ def model(tiny_bert):
 
 
 def test_padding_changes_no_probability(model, tokenizer):
-    """Windows of several lengths in one batch, against transformers' own forward of each alone."""
+    """Windows of several lengths in one batch give the probabilities of transformers' forward pass on each alone."""
     import torch
 
     encoded = encode(WORDS, tokenizer, max_length=64, overlap=8)
@@ -118,8 +118,8 @@ def test_padding_changes_no_probability(model, tokenizer):
         assert probabilities == pytest.approx(alone.values.tolist(), abs=1e-6)
 
 
-def test_a_rows_logits_are_behind_its_virtual_tokens(tiny_bert, tokenizer):
-    """Against BERT given the embeddings by hand."""
+def test_logits_of_virtual_tokens_are_left_out(tiny_bert, tokenizer):
+    """Compared with BERT, given the embeddings directly."""
     import torch
     from peft import PromptTuningConfig, get_peft_model
     from transformers import AutoModelForTokenClassification
@@ -135,7 +135,7 @@ def test_a_rows_logits_are_behind_its_virtual_tokens(tiny_bert, tokenizer):
     assert probe_logits(model, ids) == pytest.approx(by_hand.flatten().tolist(), abs=1e-5)
 
 
-def test_the_loss_is_over_a_rows_own_tokens():
+def test_the_loss_excludes_virtual_tokens_and_padding():
     from types import SimpleNamespace
 
     import torch

@@ -1,4 +1,4 @@
-"""Files of columns as they are found on the web; what cannot be used is named by file and line."""
+"""Column files as found on the web; an invalid sentence is reported with file and line."""
 
 import gzip
 
@@ -43,7 +43,7 @@ def test_conll_2003(tmp_path):
     assert (len(found), found.repaired, found.skipped) == (3, 0, 0)
 
 
-def test_another_column(tmp_path):
+def test_another_token_and_tag_column(tmp_path):
     found = load(tmp_path, CONLL2003, token_column=1, tag_column=2)
     assert (found.scheme, pairs(found)[1]) == ("bio", "NNP/B-NP NNP/I-NP")
 
@@ -97,12 +97,12 @@ def test_runs_of_spaces_are_one_separator(tmp_path):
 
 def test_a_separator_can_be_forced(tmp_path):
     assert pairs(load(tmp_path, "a\tb B-X\nc\td O\n", separator="space")) == ["a\tb/B-X c\td/O"]
-    with pytest.raises(DataError, match=r"line 1: 'a B-X' has 1 column parted by tabs"):
+    with pytest.raises(DataError, match=r"line 1: 'a B-X' has 1 column separated by tabs"):
         load(tmp_path, "a B-X\nb\tO\n", separator="tab")
 
 
 @pytest.mark.parametrize("separator", ["\t", " "])
-def test_comments_go_and_hashes_stay(tmp_path, separator):
+def test_comments_are_skipped_and_hash_tokens_kept(tmp_path, separator):
     text = (
         "# newdoc\n# sent_id = 3\n#begin document (bc/cctv); part 000\n#tag X B-X\n# X O\n# text = I am\n#x X I-X\n"
         "#end document\n"
@@ -135,9 +135,9 @@ def test_multiconer(tmp_path):
         ("a O\n\nb x B-X\n", r"a.conll, line 3: line 3 has 3 columns, expected 2 as in line 1: 'b x B-X'"),
         ("a\tB-X\n\u3000\nb\tO\n", r"line 2 has 1 column"),
         ("a\tB-X\n#hashtag\n", r"line 2 has 1 column, expected 2 as in line 1: '#hashtag'"),
-        ("a\tB-X\n#hashtag\tPER\n", r"token 2: 'PER' is no tag of scheme bio"),
+        ("a\tB-X\n#hashtag\tPER\n", r"token 2: 'PER' is not a tag of scheme bio"),
         ("a\tB-X\n\tO\n", r"line 2 has no token: '\\tO'"),
-        ("a\tB-X\nb\t\n", r"token 2: '' is no tag of scheme bio"),
+        ("a\tB-X\nb\t\n", r"token 2: '' is not a tag of scheme bio"),
         (f"a B-X\n{'b' * 90}\n", rf"line 1: '{'b' * 59}\n"),
         (
             "a O\nb I-X\nc B-X\n\nd B-X\n",
@@ -145,11 +145,11 @@ def test_multiconer(tmp_path):
         ),
         (
             "a B-X\n\nb PER\n",
-            r"line 3: token 1: 'PER' is no tag of scheme bio, which has O, B-TYPE.*\n.*on_bad_row: skip",
+            r"line 3: token 1: 'PER' is not a tag of scheme bio, which has O, B-TYPE.*\n.*on_bad_row: skip",
         ),
     ],
 )
-def test_a_broken_sentence_is_named(tmp_path, content, message):
+def test_an_invalid_sentence_is_refused_with_its_line(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as caught:
         load(tmp_path, content)
     assert str(caught.value).startswith(f"train_file: {tmp_path / 'a.conll'}: 1 of ")
@@ -161,21 +161,25 @@ def test_a_broken_sentence_is_named(tmp_path, content, message):
         (b"", {}, r"a.conll is empty"),
         (b"\n \n-DOCSTART- O\n", {}, r"a.conll has no sentences"),
         (b"a O\nb O\n", {}, r"train_file: .*a.conll: no entity in it, only O; .*tag_column"),
-        (b"a\nb\n", {}, r"line 1: 'a' has 1 column parted by spaces, .* token_column 0 and tag_column -1; set these"),
+        (
+            b"a\nb\n",
+            {},
+            r"line 1: 'a' has 1 column separated by spaces, .* token_column 0 and tag_column -1; set these",
+        ),
         (b"\na O\n", {"tag_column": 2}, r"line 2: 'a O' has 2 columns .* tag_column 2"),
         (b"a O\n", {"tag_column": -3}, r"which cannot hold token_column 0 and tag_column -3"),
         (b"a O\nb\xe9 B-X\n", {}, r"a.conll, line 2: not utf-8 \(byte 0xe9\); set encoding .*latin-1.*iconv"),
-        (b"a O\n", {"encoding": "latin-one"}, r"encoding: Python knows no encoding 'latin-one'"),
-        (b"a B-X\nb I-X\nc M-X\n", {}, r"a.conll: the prefixes B, I, M make no scheme"),
-        (b"a E-X\n", {"tag_scheme": "bio"}, r"token 1: 'E-X' is no tag of scheme bio"),
+        (b"a O\n", {"encoding": "latin-one"}, r"encoding: Python does not know the encoding 'latin-one'"),
+        (b"a B-X\nb I-X\nc M-X\n", {}, r"a.conll: the prefixes B, I, M match no scheme"),
+        (b"a E-X\n", {"tag_scheme": "bio"}, r"token 1: 'E-X' is not a tag of scheme bio"),
     ],
 )
-def test_a_broken_file_is_named(tmp_path, content, settings, message):
+def test_an_invalid_file_is_refused_with_its_path(tmp_path, content, settings, message):
     with pytest.raises(DataError, match=message):
         load(tmp_path, content, **settings)
 
 
-def test_a_damaged_gzip_file(tmp_path):
+def test_a_damaged_gzip_file_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"a.conll.gz: damaged gzip file"):
         load(tmp_path, b"nonsense", "a.conll.gz")
 

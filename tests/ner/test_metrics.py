@@ -1,4 +1,4 @@
-"""Entity scores, counted by hand; mistakes, named."""
+"""Entity scores, compared with a count by hand; kinds of mistakes."""
 
 import random
 
@@ -15,8 +15,8 @@ TRUE = [
 ]
 FOUND = [
     ["B-PER", "I-PER", "O", "B-ORG"],  # LOC read as ORG
-    ["B-ORG", "O", "O", "B-PER"],  # ORG ends elsewhere
-    ["B-PER", "O", "I-LOC", "I-LOC"],  # a PER where there is none; the LOC is right, by conlleval's reading
+    ["B-ORG", "O", "O", "B-PER"],  # ORG with wrong boundaries
+    ["B-PER", "O", "I-LOC", "I-LOC"],  # a spurious PER; the LOC is right, by conlleval's reading
     ["O", "O"],  # LOC missed
 ]
 WORDS = [
@@ -50,22 +50,22 @@ def test_scores_agree_with_a_count_of_spans():
     assert micro["recall"] == pytest.approx(right / len(gold))
 
 
-def test_mistakes_are_named_with_their_first_place():
+def test_mistakes_have_a_kind_a_count_and_the_first_occurrence():
     found = {m.kind: (m.count, m.example, m.origin) for m in mistakes(WORDS, TRUE, FOUND, ORIGINS)}
     assert found == {
         "LOC read as ORG": (1, "Rome", "t.conll, line 1"),
-        "ORG: other ends": (1, "Acme Works", "t.conll, line 6"),
-        "PER where there is none": (1, "The", "t.conll, line 11"),
+        "ORG: wrong boundaries": (1, "Acme Works", "t.conll, line 6"),
+        "spurious PER": (1, "The", "t.conll, line 11"),
         "LOC missed": (1, "Oslo", "t.conll, line 16"),
     }
     twice = mistakes(WORDS * 2, TRUE * 2, [[tag for tag in row] for row in FOUND] + TRUE, ORIGINS * 2, most=2)
     assert [m.count for m in twice] == [1, 1]
     assert mistakes(WORDS, TRUE, TRUE, ORIGINS) == []
     beside = mistakes([["a", "b", "c"]], [["O", "B-LOC", "O"]], [["B-PER", "O", "B-ORG"]], ORIGINS)
-    assert [m.kind for m in beside] == ["LOC missed", "PER where there is none", "ORG where there is none"]
+    assert [m.kind for m in beside] == ["LOC missed", "spurious PER", "spurious ORG"]
 
 
-def test_the_table_ends_with_the_average():
+def test_the_table_ends_with_the_micro_average():
     lines = as_lines(entity_scores(TRUE, FOUND))
     assert [line.split()[0] for line in lines] == ["precision", "LOC", "ORG", "PER", "micro"]
     assert lines[-1].split() == ["micro", "50.0%", "50.0%", "50.0%", "6"]

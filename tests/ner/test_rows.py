@@ -1,4 +1,4 @@
-"""Rows of tokens and tags, or of texts and spans; what cannot be used is named by row and field."""
+"""Rows of tokens and tags, or of texts and spans; an invalid row is reported with row and field."""
 
 import json
 import random
@@ -40,20 +40,20 @@ TOKENS = {"tokens": ["EU", "says"], "tags": ["B-ORG", "O"]}
         ),
     ],
 )
-def test_rows(tmp_path, row, settings):
+def test_each_row_layout_is_read(tmp_path, row, settings):
     found = load(tmp_path, rows(row), "a.jsonl", **settings)
     assert pairs(found) == ["EU/B-ORG says/O"]
     assert found.sentences[0].origin == f"{tmp_path / 'a.jsonl'}, row 1"
     assert found.fingerprint == load(tmp_path, json.dumps([row]), "a.json", **settings).fingerprint
 
 
-def test_spans_have_no_say_in_the_scheme_of_tags(tmp_path):
+def test_rows_with_spans_do_not_decide_the_tagging_scheme(tmp_path):
     text = rows({"tokens": ["a", "b", "c"], "tags": ["B-X", "M-X", "E-X"]}, {"text": "a b", "spans": [[0, 3, "Y"]]})
     found = load(tmp_path, text, "a.jsonl")
     assert (found.scheme, pairs(found)) == ("bmes", ["a/B-X b/I-X c/I-X", "a/B-Y b/I-Y"])
 
 
-def test_parquet(tmp_path):
+def test_parquet_rows_are_read(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -76,9 +76,9 @@ def test_parquet(tmp_path):
         ({"tokens": "a b", "tags": ["O"]}, r"tokens: expected a list, got str 'a b'"),
         ({"tokens": ["a"], "tags": [0]}, r"tags\[0\]: expected text, got int 0; write the tag's name for its number"),
         ({"tokens": ["a", "b"], "tags": ["O"]}, r"2 tokens, but 1 tag in tags"),
-        ({"tokens": ["a"], "tags": ["O"], "ner_tags": ["O"]}, r"fields tags, ner_tags may be meant; set tags_key"),
-        ({"tokens": ["a"], "tags": ["X"]}, r"token 1: 'X' is no tag of scheme bio"),
-        ({"text": "a", "spans": [], "label": []}, r"fields spans, label may be meant; set spans_key"),
+        ({"tokens": ["a"], "tags": ["O"], "ner_tags": ["O"]}, r"fields tags, ner_tags; choose one with tags_key"),
+        ({"tokens": ["a"], "tags": ["X"]}, r"token 1: 'X' is not a tag of scheme bio"),
+        ({"text": "a", "spans": [], "label": []}, r"fields spans, label; choose one with spans_key"),
         ({"text": " \n", "spans": []}, r"text: is empty"),
         ({"text": "a", "spans": None}, r"spans: expected a list of spans, got None"),
         (
@@ -103,13 +103,13 @@ def test_parquet(tmp_path):
         ),
         (
             {"text": "New York City", "spans": [[4, 13, "A"], [0, 8, "B"]]},
-            r"spans: \[4, 13, 'A'\] overlaps \[0, 8, 'B'\]; one tag a token cannot hold both",
+            r"spans: \[4, 13, 'A'\] overlaps \[0, 8, 'B'\]; one tag per token cannot hold both",
         ),
         ({"text": "New York", "spans": [[0, 3, "A"], [2, 8, "B"]]}, r"spans: \[2, 8, 'B'\] overlaps \[0, 3, 'A'\]"),
         ({"text": "New York", "spans": [[0, 3, "A"], [0, 3, "A"]]}, r"spans: \[0, 3, 'A'\] overlaps \[0, 3, 'A'\]"),
     ],
 )
-def test_a_broken_row_is_named(tmp_path, row, message):
+def test_an_invalid_row_is_refused_with_its_field(tmp_path, row, message):
     content = rows(TOKENS, row)
     with pytest.raises(DataError, match=re.compile(message, re.MULTILINE)) as caught:
         load(tmp_path, content, "a.jsonl")

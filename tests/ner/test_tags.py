@@ -1,4 +1,4 @@
-"""Every scheme reads to the same BIO; illegal tags are named, or repaired as conlleval reads them."""
+"""Every scheme is converted to the same BIO; illegal tags are reported, or repaired as conlleval reads them."""
 
 import random
 
@@ -7,7 +7,7 @@ import pytest
 from posttrain.errors import DataError
 from posttrain.ner.tags import IllegalTransition, from_spans, recognise_scheme, spans, to_bio
 
-# Two neighbours of one type, one alone, one of another type directly after it, in every scheme that can say so.
+# Two adjacent entities of one type, a single one, and one of another type directly after it, in every scheme.
 BIO = ["B-PER", "I-PER", "B-PER", "O", "B-LOC", "B-ORG", "I-ORG", "I-ORG", "O"]
 WRITTEN = {
     "bio": BIO,
@@ -18,13 +18,13 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("scheme", WRITTEN)
-def test_schemes(scheme):
+def test_every_scheme_is_converted_to_the_same_bio(scheme):
     assert recognise_scheme([WRITTEN[scheme], ["O"]]) == scheme
     assert to_bio(WRITTEN[scheme], scheme, repair=False) == BIO
     assert to_bio(WRITTEN[scheme], scheme, repair=True) == BIO
 
 
-def test_bilou_is_bioes():
+def test_bilou_is_read_as_bioes():
     tags = ["B-PER", "L-PER", "U-PER", "O", "U-LOC", "B-ORG", "I-ORG", "L-ORG", "O"]
     assert recognise_scheme([tags]) == "bioes"
     assert to_bio(tags, "bioes", repair=False) == BIO
@@ -48,22 +48,22 @@ def test_types_may_have_dots_and_dashes():
         ([["O", "O"]], "bio"),
         ([["B-X", "O", "B-X"]], "bio"),
         ([["I-X", "B-X"], ["I-Y"]], "iob1"),
-        # One I- after O in a bio file, and one B- after O in an iob1 file: only a B- that parts nothing decides.
+        # One I- after O in a bio file, and one B- after O in an iob1 file: a B- that separates nothing decides.
         ([["B-X", "I-X"], ["O", "I-X"]], "bio"),
         ([["I-X", "B-X"], ["O", "B-X"]], "bio"),
         ([["I-X", "B-Y"]], "bio"),
-        ([["I-X"], ["B-X"]], "bio"),  # sentences are no neighbours
+        ([["I-X"], ["B-X"]], "bio"),  # entities of different sentences are not adjacent
         ([["S-X"], ["B-X", "E-X"]], "bioes"),
         ([["B-X", "M-X", "E-X"]], "bmes"),
-        ([["PER", "X-PER", "B-X"]], "bio"),  # what is no tag is to_bio's to report
+        ([["PER", "X-PER", "B-X"]], "bio"),  # text that is not a tag is reported by to_bio
     ],
 )
-def test_recognition(sentences, scheme):
+def test_the_scheme_is_recognised(sentences, scheme):
     assert recognise_scheme(sentences) == scheme
 
 
-def test_prefixes_of_two_schemes():
-    with pytest.raises(DataError, match=r"the prefixes B, I, M make no scheme; bio has B, I; .*tag_scheme"):
+def test_prefixes_of_two_schemes_are_refused():
+    with pytest.raises(DataError, match=r"the prefixes B, I, M match no scheme; bio has B, I; .*tag_scheme"):
         recognise_scheme([["B-X", "I-X"], ["B-X", "M-X"]])
 
 
@@ -98,10 +98,10 @@ def test_illegal_tags_are_named_or_repaired(scheme, tags, message, repaired):
     "tag", ["PER", "X-PER", "B-", "B- ", "B-PER ", "B", "", "o", "b-PER", "PER-B", "B_PER", "M-PER"]
 )
 @pytest.mark.parametrize("repair", [False, True])
-def test_no_tag_of_the_scheme(tag, repair):
+def test_a_tag_of_another_scheme_is_refused(tag, repair):
     with pytest.raises(DataError) as caught:
         to_bio(["O", tag], "bio", repair=repair)
-    assert str(caught.value) == f"token 2: {tag!r} is no tag of scheme bio, which has O, B-TYPE, I-TYPE"
+    assert str(caught.value) == f"token 2: {tag!r} is not a tag of scheme bio, which has O, B-TYPE, I-TYPE"
     assert not isinstance(caught.value, IllegalTransition)
 
 
@@ -116,7 +116,7 @@ def random_spans(rng, length):
 
 
 def write_as(scheme, length, entities):
-    """Spans in a scheme, entity by entity: independent of the conversion under test."""
+    """Tags of entities in a scheme, written one entity at a time, independently of the tested conversion."""
     tags = ["O"] * length
     for n, (first, end, type_) in enumerate(entities):
         size = end - first

@@ -34,7 +34,7 @@ def test_a_bad_row(name, tiny, tmp_path):
     [
         (None, "t.jsonl does not exist"),
         ("", "t.jsonl is empty"),
-        ('{"question": "a", "answer": "b"}\n', "make no known format"),
+        ('{"question": "a", "answer": "b"}\n', "match no known format"),
     ],
 )
 def test_a_bad_file(content, message, tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""Chains whose run directories were written by the shipped writers, without training anything."""
+"""Chains whose run directories are written by the package's own writers, without training."""
 
 import json
 import math
@@ -35,7 +35,7 @@ HEALTH = {"name": "kl runaway", "step": 40, "value": 9.5, "limit": 4.0, "advice"
 
 
 def write_chain(folder: Path, *, name="planted", extra=None):
-    """The chain's files alone; `extra` is stage -> more lines of its configuration."""
+    """Write the chain's files only; `extra`: stage -> more lines of its configuration."""
     (folder / "chain.yaml").write_text(CHAIN.format(name=name, folder=folder))
     for stage, text in CONFIGS.items():
         (folder / f"{stage}.yaml").write_text(text + (extra or {}).get(stage, ""))
@@ -43,7 +43,7 @@ def write_chain(folder: Path, *, name="planted", extra=None):
 
 
 def logs(recipe: str, step: int, steps: int, rng: random.Random) -> dict[str, float]:
-    """What a trainer of this recipe logs at one step."""
+    """The log of a trainer of this recipe at one step."""
     done = step / steps
     falling, noise = 3 * math.exp(-4 * done) + 0.5, rng.gauss(0, 0.05)
     if recipe == "sft":
@@ -63,7 +63,7 @@ def logs(recipe: str, step: int, steps: int, rng: random.Random) -> dict[str, fl
 
 
 def write_logs(run_dir: Path, recipe: str, *, steps: int, until: int | None = None, seed: int = 0) -> None:
-    """metrics.jsonl, and of PPO completions.jsonl, up to a step."""
+    """Write metrics.jsonl, and completions.jsonl for PPO, up to a step."""
     rng = random.Random(seed)
     for step in range(1, (until or steps) + 1):
         record = {"step": step, "max_steps": steps, "epoch": step / steps, "time": 0.0, "left_s": 0.0}
@@ -80,7 +80,7 @@ def write_logs(run_dir: Path, recipe: str, *, steps: int, until: int | None = No
 
 
 def answers_of(right: float, *, seed: int, rows: int = 40, prompt=str) -> list[Answer]:
-    """Answers to the same rows, of which about a share is right."""
+    """Answers to the same rows, about a given share of them right."""
     rng = random.Random(seed)
     found = []
     for n in range(rows):
@@ -92,7 +92,7 @@ def answers_of(right: float, *, seed: int, rows: int = 40, prompt=str) -> list[A
 
 
 def write_stage(chain, name: str, *, steps: int = 60, metrics=None, prompt=str) -> Path:
-    """A complete stage, its parents' results taken as they are."""
+    """Write a complete stage, on its parents' results as they are."""
     stage = next(s for s in chain.stages if s.name == name)
     run_dir, recipe = chain.run_dir(name), stage.config.recipe
     kind = "data" if recipe == "sample" else "adapter"

@@ -1,4 +1,4 @@
-"""The page in headless Chromium, as a phone, a desk and a sheet of paper have it."""
+"""The page in headless Chromium: on a phone, on a desktop, and in print."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ OVERFLOWING = """() => [...document.querySelectorAll('body *')].filter(e => !e.c
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Reports of a whole chain, of one that is cut off and hostile, and of a tagger."""
+    """Reports of a complete chain, of an incomplete one with hostile text, and of a tagger."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("whole", "hostile", "ner")}
     whole = plant(folders["whole"], steps=1500)
     with (whole.run_dir("sft") / "metrics.jsonl").open("a") as log:
@@ -59,8 +59,8 @@ def browser(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["whole", "hostile", "ner"])
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")])
-def test_on_a_phone_and_on_a_desk(browser, pages, name, width, scheme):
-    """Nothing is wider than the screen, nothing is asked of the network, nothing complains, everybody can read it."""
+def test_the_page_fits_phone_and_desktop(browser, pages, name, width, scheme):
+    """Nothing is wider than the screen, no request is made, the console is empty, and axe finds no violations."""
     from axe_playwright_python.sync_playwright import Axe
 
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
@@ -80,7 +80,7 @@ def test_on_a_phone_and_on_a_desk(browser, pages, name, width, scheme):
     page.close()
 
 
-def test_dark_is_dark_and_paper_is_white(browser, pages):
+def test_dark_mode_is_dark_and_print_is_white(browser, pages):
     page = browser.new_page(color_scheme="dark")
     page.goto(pages["whole"].as_uri())
     background = "() => getComputedStyle(document.body).backgroundColor"
@@ -95,7 +95,7 @@ def test_dark_is_dark_and_paper_is_white(browser, pages):
     page.close()
 
 
-def test_every_figure_has_ink_inside_its_frame(browser, pages):
+def test_no_figure_is_empty_or_drawn_outside_its_frame(browser, pages):
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.goto(pages["whole"].as_uri())
     page.evaluate("() => document.querySelectorAll('details').forEach(d => { d.open = true })")

@@ -1,4 +1,4 @@
-"""What a report knows of a chain: each state of a stage, and no number that nobody measured."""
+"""The data of a report: every state of a stage, and only measured numbers."""
 
 import fcntl
 import json
@@ -21,7 +21,7 @@ def by_name(chain):
     return {s.name: s for s in read_facts(chain).stages}
 
 
-def test_a_whole_chain(tmp_path):
+def test_facts_of_a_complete_chain(tmp_path):
     stages = by_name(plant(tmp_path))
     assert {s.state for s in stages.values()} == {"complete"}
     sft, reward, ppo = stages["sft"], stages["reward"], stages["ppo"]
@@ -49,7 +49,7 @@ def test_every_metric_of_the_curated_panels_is_drawn(tmp_path):
         assert logged == drawn
 
 
-def test_an_incomplete_chain_says_what_is_missing(tmp_path):
+def test_an_incomplete_chain_lists_what_is_missing(tmp_path):
     chain = plant(tmp_path, stages=("sft", "sample"))
     reward = chain.run_dir("reward")
     reward.mkdir()
@@ -100,7 +100,7 @@ def test_alerts_are_read_before_stderr(tmp_path):
     ]
 
 
-def test_a_parent_that_is_another_now_and_a_damaged_lineage(tmp_path):
+def test_a_changed_parent_and_a_damaged_lineage_are_reported(tmp_path):
     chain = plant(tmp_path, stages=("sft", "sample"))
     sft = chain.run_dir("sft") / "lineage.json"
     document = json.loads(sft.read_text())
@@ -116,7 +116,7 @@ def test_a_parent_that_is_another_now_and_a_damaged_lineage(tmp_path):
     [("metrics", {"health": [{}]}), ("metrics", None), ("config", []), ("parents", {"policy": {}}), ("cost", None),
      ("metrics", {"after": {"greedy_exact": "x"}}), ("metrics", {"after": {"greedy_exact": 2}})],
 )  # fmt: skip
-def test_a_lineage_with_rubbish_in_it_is_damaged_and_the_page_is_made(tmp_path, key, value):
+def test_an_invalid_lineage_is_shown_as_damaged(tmp_path, key, value):
     chain = plant(tmp_path, stages=("sft",))
     path = chain.run_dir("sft") / "lineage.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
@@ -129,27 +129,27 @@ def test_a_lineage_with_rubbish_in_it_is_damaged_and_the_page_is_made(tmp_path, 
 @pytest.mark.parametrize(
     "text", ["{", "[1]", '[{"name": "x"}]', '[{"name": 1, "passed": 1, "value": "a", "accepted": ""}]']
 )
-def test_gates_that_cannot_be_read(tmp_path, text):
+def test_unreadable_gates_are_reported(tmp_path, text):
     chain = plant(tmp_path, stages=("sft",))
     (chain.run_dir("sft") / "gates.json").write_text(text)
     assert "gates.json failed" in by_name(chain)["sft"].notes[0].text
 
 
-def test_configuration_that_has_changed_since(tmp_path):
+def test_changed_configuration_is_listed(tmp_path):
     plant(tmp_path, stages=("sft",))
     file = tmp_path / "sft.yaml"
     file.write_text(file.read_text().replace("0.001", "0.002"))
     assert by_name(read_chain(tmp_path / "chain.yaml"))["sft"].changed == ["learning_rate: 0.001 then, 0.002 now"]
 
 
-def test_a_verdict_is_whether_the_interval_holds_zero():
+def test_the_verdict_depends_on_whether_the_interval_contains_zero():
     after = Share(0.5, 0.4, 0.6, 10)
     changes = {(0.01, 0.2): "better", (-0.2, -0.01): "worse", (-0.1, 0.1): "no clear change"}
     assert all(Measure("m", after, after, Share(0, *ends, 10)).verdict == word for ends, word in changes.items())
     assert Measure("m", after).verdict == ""
 
 
-def test_rails_that_pass_each_other_have_lanes_of_their_own():
+def test_overlapping_rails_get_different_lanes():
     stages = [("sft", {}), ("sample", {"policy": "sft"}), ("reward", {"policy": "sft", "data": "sample"}),
               ("dpo", {"policy": "sft", "data": "sample"}), ("late", {"policy": "dpo"})]  # fmt: skip
     found = {(parent, role): (children, lane) for parent, role, children, lane in rails(stages)}

@@ -1,4 +1,4 @@
-"""Long logs in few numbers: what is extreme stays, what is short stays as it is."""
+"""Downsampled curves: extremes stay, and short logs are kept as they are."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import pytest
 from posttrain.report.curves import BUCKETS, Curve, read_log, sample_lines, trainer_name
 
 
-def test_a_short_curve_is_kept_value_by_value():
+def test_a_short_curve_is_not_downsampled():
     curve = Curve()
     values = [random.Random(0).gauss(0, 1) for _ in range(300)]
     for step, value in enumerate(values):
@@ -18,7 +18,7 @@ def test_a_short_curve_is_kept_value_by_value():
     assert [(s, m) for s, _, m, _ in curve.points] == list(enumerate(values))
 
 
-def test_a_long_curve_keeps_its_extremes_where_they_were():
+def test_a_long_curve_keeps_its_extremes_at_their_steps():
     rng = random.Random(1)
     values = [rng.gauss(0, 1) for _ in range(50_000)]
     values[31_111], values[42_000] = 99.0, -77.0
@@ -36,21 +36,21 @@ def test_a_long_curve_keeps_its_extremes_where_they_were():
     assert (curve.low, curve.high, curve.count) == (-77.0, 99.0, 50_000)
 
 
-def test_steps_far_apart_and_out_of_order():
+def test_steps_may_be_sparse_and_out_of_order():
     curve = Curve()
     for step in (10**9, 0, 5, 10**6):
         curve.add(step, float(step))
     assert [p[0] for p in curve.points] == [0, 5, 10**6, 10**9]
 
 
-def test_what_is_no_number_is_counted_and_not_drawn():
+def test_values_that_are_not_finite_are_counted_but_not_drawn():
     curve = Curve()
     for value in (1.0, math.nan, math.inf, 10**400, 2.0):
         curve.add(1, value)
     assert (curve.not_finite, curve.count, curve.high) == (3, 2, 2.0)
 
 
-def test_a_log_with_rubbish_in_it(tmp_path):
+def test_a_log_with_broken_lines_is_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
     good = [
         {"step": s, "max_steps": 9, "train/loss": 1.0 / s, "eval/loss": 2.0, "note": "x", "flag": True} for s in (1, 2)
@@ -67,7 +67,7 @@ def test_a_log_with_rubbish_in_it(tmp_path):
     assert "flag" not in log.last
 
 
-def test_names_of_dashboards_are_the_trainers():
+def test_dashboard_names_are_mapped_to_trainer_names():
     assert [trainer_name(n) for n in ("train/loss", "eval/f1_PER", "objective/kl", "train/rewards/margins")] == [
         "loss", "eval_f1_PER", "objective/kl", "rewards/margins",
     ]  # fmt: skip

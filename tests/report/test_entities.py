@@ -32,7 +32,7 @@ def as_table(gold, found):
         ("O O B-ORG", "O O B-MISC", ("ORG", "MISC")),
     ],
 )
-def test_what_was_found_in_the_place_of_an_entity(gold, found, expected):
+def test_each_entity_is_counted_by_the_prediction_in_its_place(gold, found, expected):
     assert as_table([gold.split()], [found.split()]) == {expected: 1}
 
 
@@ -43,7 +43,7 @@ def sentences(seed, error):
     return gold, found
 
 
-def test_rows_sum_to_the_entities_that_are_there():
+def test_confusion_rows_sum_to_the_gold_entities():
     gold, found = sentences(0, 0.3)
     columns, counts = confusions(gold, found, LABELS)
     for label, line in zip(LABELS, counts, strict=False):
@@ -53,7 +53,7 @@ def test_rows_sum_to_the_entities_that_are_there():
         assert counts[n][columns.index(label)] / sum(counts[n]) == pytest.approx(scores[label]["recall"])
 
 
-def test_an_interval_holds_seqevals_f1_and_narrows_with_more_sentences():
+def test_an_interval_contains_seqevals_f1_and_narrows_with_more_sentences():
     gold, found = sentences(1, 0.2)
     scores = entity_scores(gold, found)
     few, many = f1_intervals(gold, found, LABELS), f1_intervals(gold * 16, found * 16, LABELS)

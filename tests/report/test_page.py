@@ -1,4 +1,4 @@
-"""The page: valid, closed, escaped, and honest about what is not there."""
+"""The page: valid, self-contained, escaped, and clear about what is missing."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ SECRET = "hf_" + "s3cretS3cret" * 2
 
 
 class Outline(HTMLParser):
-    """Tags, ids and attributes as a browser finds them."""
+    """Collects tags, ids and attributes as a browser does."""
 
     def __init__(self, text):
         super().__init__()
@@ -33,7 +33,7 @@ class Outline(HTMLParser):
 
 
 def check(page):
-    """Strictly parsed, closed to the network, no scripts, ids unique and references answered."""
+    """Check that the page parses strictly, has no network access and no scripts, and that ids and references match."""
     html5lib.HTMLParser(strict=True).parse(page)
     outline = Outline(page)
     assert not {"script", "iframe", "object", "embed", "form", "base", "img", "foreignobject"} & set(outline.tags)
@@ -53,7 +53,7 @@ def begun(tmp_path_factory):
     return plant(tmp_path_factory.mktemp("begun"), stages=("sft",))
 
 
-def test_a_whole_chain(tmp_path):
+def test_the_page_of_a_complete_chain(tmp_path):
     facts = read_facts(plant(tmp_path))
     page = render(facts)
     outline = check(page)
@@ -72,7 +72,7 @@ def test_a_whole_chain(tmp_path):
 
 
 @pytest.mark.parametrize("stages", [(), ("sft", "sample")])
-def test_a_chain_that_is_not_complete(tmp_path, stages):
+def test_the_page_of_an_incomplete_chain(tmp_path, stages):
     chain = plant(tmp_path, stages=stages)
     page = render(read_facts(chain))
     check(page)
@@ -95,7 +95,7 @@ def test_everything_is_escaped(tmp_path):
     assert "␀␛" in page
 
 
-def test_no_secret_is_in_it(tmp_path, monkeypatch):
+def test_the_page_has_no_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2)
     extra = {
         "sft": f"hub_token: hunter2x\n# {SECRET} https://me:pass9word@host\n",
@@ -108,7 +108,7 @@ def test_no_secret_is_in_it(tmp_path, monkeypatch):
     assert "[redacted]" in page
 
 
-def test_the_command(begun, capsys):
+def test_the_command_writes_the_page(begun, capsys):
     main(["report", str(begun.path)])
     written = begun.output_dir / REPORT
     assert capsys.readouterr().out.startswith(str(written))
@@ -119,7 +119,7 @@ def test_the_command(begun, capsys):
 @pytest.mark.parametrize(
     ("output", "message"), [("nowhere/x.html", "expected a file in a folder that exists"), (".", "expected a file")]
 )
-def test_a_place_that_is_none(begun, tmp_path, output, message, capsys):
+def test_an_invalid_output_path_is_refused(begun, tmp_path, output, message, capsys):
     with pytest.raises(SystemExit) as left:
         main(["report", str(begun.path), "--output", str(tmp_path / output)])
     assert left.value.code == 2
@@ -134,7 +134,7 @@ def test_a_page_is_made_without_torch(begun):
     subprocess.run([sys.executable, "-c", code, str(begun.path)], check=True)
 
 
-def test_another_chains_directory(begun, tmp_path, capsys):
+def test_another_chains_directory_is_refused(begun, tmp_path, capsys):
     other = tmp_path / "other.yaml"
     other.write_text(begun.path.read_text().replace("name: planted", "name: another"))
     for stage in begun.stages:
@@ -145,7 +145,7 @@ def test_another_chains_directory(begun, tmp_path, capsys):
     assert "belongs to the chain 'planted'" in capsys.readouterr().err
 
 
-def test_nothing_has_run(tmp_path, capsys):
+def test_a_chain_that_has_not_run_is_refused(tmp_path, capsys):
     chain = write_chain(tmp_path)
     with pytest.raises(SystemExit) as left:
         main(["report", str(chain.path)])
@@ -155,8 +155,8 @@ def test_nothing_has_run(tmp_path, capsys):
         main(["report", str(tmp_path / "none.yaml")])
 
 
-def test_a_spike_of_one_step_is_in_the_picture(tmp_path):
-    """The loss of one step in 20,000 sets the axis: the greatest value is said, and drawn."""
+def test_a_spike_of_one_step_is_drawn(tmp_path):
+    """The loss of one step in 20,000 sets the axis: the greatest value is drawn, and in the caption."""
     chain = plant(tmp_path, stages=("sft",), steps=2000)
     path = chain.run_dir("sft") / "metrics.jsonl"
     lines = path.read_text().splitlines()
@@ -165,7 +165,7 @@ def test_a_spike_of_one_step_is_in_the_picture(tmp_path):
     assert "greatest 87.5" in page
 
 
-def test_reports_are_written_whole(begun, tmp_path, monkeypatch):
+def test_a_report_is_written_atomically(begun, tmp_path, monkeypatch):
     old = tmp_path / "r.html"
     old.write_text("old")
     monkeypatch.setattr("posttrain.report.page.render", lambda facts: "\ud800")

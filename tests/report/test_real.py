@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_processes")]
 
 
 def run_in_terminal(command, *, columns=100, rows=30) -> tuple[int, str]:
-    """Run a command whose stdout is a terminal; (exit code, all that was written to it)."""
+    """Run a command with a terminal as stdout; return (exit code, its output)."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = subprocess.Popen(command, stdout=theirs, stdin=theirs, env={**os.environ, "TERM": "xterm-256color"})
@@ -72,12 +72,12 @@ def ran(tiny, tmp_path_factory):
     return read_chain(folder / "chain.yaml"), seen
 
 
-def test_the_terminal_saw_a_view_and_nothing_was_lost(ran):
+def test_the_live_view_is_shown_and_all_output_is_logged(ran):
     chain, seen = ran
     assert "\x1b[" in seen
     assert "2 of 2 stages complete" in seen
     assert re.search(r"loss .*[▁▂▃▄▅▆▇█]", seen)
-    assert "[1/2 sft]" not in seen  # the plain lines are in the file instead
+    assert "[1/2 sft]" not in seen  # plain lines go to the file instead
     assert "exact match, greedy" in seen.split("2 of 2 stages complete")[-1]  # the closing table
     kept = (chain.output_dir / ".logs" / "sft.stdout").read_text()
     assert "effective configuration" in kept
@@ -91,7 +91,7 @@ def test_the_terminal_saw_a_view_and_nothing_was_lost(ran):
     assert "\x1b" not in again.stdout
 
 
-def test_its_report(ran):
+def test_the_report_of_a_real_chain(ran):
     chain, _ = ran
     facts = read_facts(chain)
     assert [s.state for s in facts.stages] == ["complete", "complete"]
@@ -104,7 +104,7 @@ def test_its_report(ran):
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])
-def test_a_card_is_beside_the_adapter_and_its_code_runs(ran, tiny, stage):
+def test_the_code_in_an_adapters_card_runs(ran, tiny, stage):
     chain, _ = ran
     run_dir = chain.run_dir(stage)
     card = ModelCard.load(run_dir / "adapter" / CARD)
@@ -126,7 +126,7 @@ def test_a_card_is_beside_the_adapter_and_its_code_runs(ran, tiny, stage):
         assert score(names["model"], names["tokenizer"], probe["input_ids"]) == pytest.approx(probe["scores"], abs=1e-4)
 
 
-def test_a_merged_model_has_one_too(ran, tmp_path):
+def test_the_code_in_a_merged_models_card_runs(ran, tmp_path):
     chain, _ = ran
     merge(chain.run_dir("sft"), tmp_path / "plain")
     card = ModelCard.load(tmp_path / "plain" / CARD)

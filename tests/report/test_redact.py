@@ -1,4 +1,4 @@
-"""What is written for others has no secret, and keeps what only looks like one."""
+"""Secrets are removed from text for others; text that only resembles one is kept."""
 
 import pytest
 
@@ -11,7 +11,7 @@ SECRETS = (
 
 
 @pytest.mark.parametrize("secret", SECRETS)
-def test_by_its_look(secret):
+def test_values_that_look_like_secrets_are_redacted(secret):
     assert redact(f"see {secret}, there") == f"see {HIDDEN}, there"
 
 
@@ -26,17 +26,17 @@ def test_by_its_look(secret):
         ("Authorization: Bearer hunter2xhunter2x", "Authorization: "),
     ],
 )
-def test_by_where_it_stands(line, kept):
+def test_values_after_a_secret_name_are_redacted(line, kept):
     assert "hunter2x" not in redact(line)
     assert redact(line).startswith(kept)
 
 
-def test_by_the_environment(monkeypatch):
+def test_secrets_of_the_environment_are_redacted(monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "0123456789abcdef0123456789abcdef01234567")
     assert redact("key 0123456789abcdef0123456789abcdef01234567!") == f"key {HIDDEN}!"
 
 
-def test_by_the_name_of_a_key():
+def test_values_of_secret_keys_are_redacted():
     assert redact_values({"adapter": {"api_key": "x"}, "hub_token": "y", "seed": 1, "password": None}) == {
         "adapter": {"api_key": HIDDEN}, "hub_token": HIDDEN, "seed": 1, "password": None,
     }  # fmt: skip
@@ -45,11 +45,11 @@ def test_by_the_name_of_a_key():
 @pytest.mark.parametrize(
     "harmless", ["pad_token", "eos_token", "max_new_tokens", "num_virtual_tokens", "tokens_key", "token_column", "key"]
 )
-def test_what_is_no_secret(harmless):
+def test_harmless_text_is_kept(harmless):
     assert not is_secret_key(harmless)
     line = f"{harmless}: <|im_end|> commit c0ffee{'0' * 34}"
     assert redact(line) == line
 
 
-def test_signs_that_a_page_cannot_hold():
+def test_characters_that_html_forbids_are_replaced():
     assert clean("a\0b\x1b[0m\ud800\x85\ufffe ok\n") == "a␀b␛[0m\ufffd\ufffd\ufffd ok\n"

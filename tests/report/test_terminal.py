@@ -1,4 +1,4 @@
-"""A running chain in a terminal: what the live view shows, and the plain lines that are its alternative."""
+"""A running chain in a terminal: the live view, and plain lines as its alternative."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def test_a_sparkline_rises_and_falls_with_its_curve():
     assert sparkline(curve(*range(1000)), width=8) == "▁▂▃▄▅▆▇█"
 
 
-def test_a_tail_gives_whole_lines_once_and_begins_anew_with_the_file(tmp_path):
+def test_a_tail_gives_complete_lines_once_and_restarts_with_a_new_file(tmp_path):
     path = tmp_path / "f"
     tail = Tail(path)
     assert tail.read() == (False, [])
@@ -45,7 +45,7 @@ def shown(view):
     return console.export_text()
 
 
-def test_the_view_of_a_chain(tmp_path):
+def test_the_live_view_shows_stages_metrics_and_findings(tmp_path):
     (tmp_path / "ppo").mkdir()
     view = LiveView("chain [bold]x[/bold]", Console(file=io.StringIO(), force_terminal=True))
     view.planned("sft", "skip", "complete", tmp_path / "sft", "exact match 41.6%")
@@ -79,7 +79,7 @@ def test_the_view_of_a_chain(tmp_path):
     assert "dead critic" not in page
     with (tmp_path / "ppo" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "loss": NaN}\n')
-    assert "! ppo, step 20: loss is no finite number" in shown(view)
+    assert "! ppo, step 20: loss is not finite" in shown(view)
     view.ended("ppo", "reward 1.2")
     view.started("dpo", "", "", stderr)
     view.ended("dpo", None)
@@ -105,7 +105,7 @@ def test_plain_lines(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("tty", "term", "plain"), [(False, "xterm", False), (True, "dumb", False), (True, "xterm", True)]
 )
-def test_where_there_is_no_terminal_to_draw_on(monkeypatch, tty, term, plain):
+def test_plain_lines_are_used_without_a_capable_terminal(monkeypatch, tty, term, plain):
     monkeypatch.setenv("TERM", term)
     monkeypatch.setattr("sys.stdout.isatty", lambda: tty, raising=False)
     assert type(choose_view("c", plain=plain)) is Lines

@@ -1,4 +1,4 @@
-"""A model card: the hub reads its metadata, Markdown leaves its text alone, and editing it alters no artifact."""
+"""A model card: the hub reads its metadata, its text is escaped, and editing it keeps the artifact valid."""
 
 import json
 
@@ -16,7 +16,7 @@ def chain(tmp_path_factory):
     return plant(tmp_path_factory.mktemp("chain"))
 
 
-def test_the_hub_reads_it(chain):
+def test_the_hub_reads_the_cards_metadata(chain):
     run_dir = chain.run_dir("dpo")
     lineage = read_lineage(run_dir)
     write_card(run_dir / "adapter", lineage)
@@ -31,7 +31,7 @@ def test_the_hub_reads_it(chain):
     assert lineage.parents["policy"]["key"] in card.text
 
 
-def test_an_edited_card_alters_nothing(chain):
+def test_editing_the_card_keeps_the_artifact_valid(chain):
     run_dir = chain.run_dir("reward")
     before = read_lineage(run_dir).digest
     write_card(run_dir / "adapter", read_lineage(run_dir))
@@ -43,7 +43,7 @@ def test_an_edited_card_alters_nothing(chain):
     verify(run_dir)
 
 
-def test_a_merged_model_and_a_local_base(chain, tmp_path):
+def test_the_card_describes_a_merged_model_and_a_local_base(chain, tmp_path):
     lineage = read_lineage(chain.run_dir("sft"))
     assert card_data(lineage, merged=True).base_model_relation == "merge"
     assert 'AutoModelForCausalLM.from_pretrained("THIS_FOLDER")' in body(lineage, merged=True)
@@ -52,7 +52,7 @@ def test_a_merged_model_and_a_local_base(chain, tmp_path):
     assert str(tmp_path) not in body(lineage) + card_data(lineage).to_yaml()
 
 
-def test_hostile_text_and_secrets(chain):
+def test_hostile_text_is_escaped_and_secrets_are_removed(chain):
     lineage = read_lineage(chain.run_dir("sft"))
     lineage.stage = "<script>| *x* `y`\n# z"
     lineage.config["hub_token"] = "hunter2x"

@@ -1,4 +1,4 @@
-"""A run directory has one owner and one process."""
+"""A run directory has one owner, and one process at a time."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from posttrain.errors import ArtifactError, LaunchError
 from posttrain.runs.directory import lock, take_directory
 
 
-def test_a_directory_is_taken_once(tmp_path):
+def test_a_directory_is_refused_to_another_run_once_it_has_work(tmp_path):
     run = tmp_path / "run"
     take_directory(run, "a" * 64, "sft")
     take_directory(run, "a" * 64, "sft")  # a resume
@@ -30,8 +30,8 @@ def test_two_processes_cannot_hold_one_directory(tmp_path):
     lock(tmp_path).close()
 
 
-def test_a_directory_in_which_another_process_works_keeps_its_mark(tmp_path):
-    """Not even one that has computed nothing yet is marked anew: it would come back as another run."""
+def test_a_locked_directory_keeps_its_owner(tmp_path):
+    """Its owner is kept even if nothing was computed yet: the process would otherwise resume as another run."""
     held = take_directory(tmp_path / "run", "a" * 64, "sft")
     with pytest.raises(LaunchError, match="another process is training"):
         take_directory(tmp_path / "run", "b" * 64, "sft")
@@ -39,6 +39,6 @@ def test_a_directory_in_which_another_process_works_keeps_its_mark(tmp_path):
     held.close()
 
 
-def test_a_lock_alone_is_no_content(tmp_path):
+def test_a_directory_with_only_a_lock_counts_as_empty(tmp_path):
     lock(tmp_path).close()
     take_directory(tmp_path, "a" * 64, "sft").close()

@@ -8,14 +8,14 @@ from posttrain.runs.paths import COMPLETIONS, METRICS
 from posttrain.runs.record import Record, drop_lines_after, metric_name, read_records
 
 
-def test_log_lines_past_the_checkpoint_are_dropped(tmp_path):
+def test_a_resume_drops_lines_after_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3, 4)) + '{"step": 5, "lo')
     drop_lines_after(path, 2)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
-def test_a_record_that_goes_on_has_each_step_once(tmp_path):
+def test_a_resumed_record_has_each_step_once(tmp_path):
     record = Record(tmp_path)
     for step in (1, 2, 3):
         record.log({"train/loss": 1 / step}, step, max_steps=4)
@@ -28,7 +28,7 @@ def test_a_record_that_goes_on_has_each_step_once(tmp_path):
 
 
 @pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x0c"])
-def test_a_completion_with_a_sign_that_some_take_for_a_line_break(tmp_path, sign):
+def test_a_completion_with_a_unicode_line_separator_is_read_back(tmp_path, sign):
     record = Record(tmp_path)
     record.log_completions([{"completion": f"a{sign}b"}], 1)
     record.resume(1)
@@ -38,12 +38,12 @@ def test_a_completion_with_a_sign_that_some_take_for_a_line_break(tmp_path, sign
 @pytest.mark.parametrize(
     "name", ["loss", "eval_loss", "rewards/margins", "objective/kl", "train_runtime", "eval_rewards/x"]
 )
-def test_names_are_those_of_transformers_own_dashboards(name):
+def test_metric_names_follow_transformers_rule(name):
     from transformers.integrations.integration_utils import rewrite_logs
 
     assert [metric_name(name)] == list(rewrite_logs({name: 1.0}))
 
 
 @pytest.mark.parametrize("name", ["time/forward", "perf/mfu", "memory/rss_gib", "final/after/rows", "train/loss"])
-def test_a_name_that_says_what_it_is_of_stays(name):
+def test_a_prefixed_metric_name_is_kept(name):
     assert metric_name(name) == name

@@ -25,7 +25,7 @@ def frozen(cluster):
     ("launch", "message"),
     [
         (", partition: gpuu", r"invalid partition specified: gpuu"),
-        (", partition: members, account: guests", r"reward: Slurm would let it wait for ever: .*members allows lab"),
+        (", partition: members, account: guests", r"reward: Slurm would let it wait forever: .*members allows lab"),
         (", nodes: 3", r"Requested node configuration is not available"),
         (", constraint: h100", r"Invalid feature specification"),
     ],
@@ -88,7 +88,7 @@ def test_stale_and_foreign_ids(cluster, write_chain, frozen, tmp_path):
     posttrain("cancel", chain)
 
     said = posttrain("submit", chain, "--after", "99999", expect=2)
-    assert "--after 99999: Slurm knows no such job" in said
+    assert "--after 99999: Slurm does not know this job" in said
     said = posttrain("submit", chain, "--after", sft, expect=2)
     assert "has ended as CANCELLED" in said
     assert cluster.queued() == [other]

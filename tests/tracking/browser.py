@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven by its own debugging protocol: opened, clicked, read, photographed."""
+"""A page in headless Chromium, driven by the DevTools protocol: opened, clicked, read, photographed."""
 
 import base64
 import json
@@ -55,13 +55,13 @@ class Browser:
         self.call("Page.navigate", url=url)
 
     def click(self, text: str) -> None:
-        """The element whose own text this is."""
+        """The element with this text of its own."""
         find = f"[...document.querySelectorAll('button, a, [role=tab]')].find(e => e.textContent.trim() === '{text}')"
         wait_for(lambda: self.run(f"{find} !== undefined"))
         self.run(f"{find}.click()")
 
     def wait_for(self, script: str) -> None:
-        """Until a script gives true."""
+        """Wait until a script returns true."""
         wait_for(lambda: self.run(script))
 
     @property

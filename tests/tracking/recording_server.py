@@ -1,4 +1,4 @@
-"""A W&B server that writes down what real clients send it: enough GraphQL and file streams for runs, sync and views.
+"""A W&B server that records what real clients send: enough GraphQL and file streams for runs, sync and views.
 
     with RecordingServer() as server:
         subprocess.run([...], env={**os.environ, **server.environment()})
@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-KEY = "5e" * 20  # of the form of a key, and of no account
+KEY = "5e" * 20  # has the form of a key, but belongs to no account
 WHEN = "2026-01-01T00:00:00"
 EMPTY = {"edges": [], "pageInfo": {"endCursor": None, "hasNextPage": False}}
 
 
 @dataclass
 class Run:
-    """What was received of one run."""
+    """The data received of one run."""
 
     name: str
     group: str = ""
@@ -41,11 +41,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up, as W&B's does when it ends, is no error."""
+        """Ignore clients that disconnect, as W&B's does at its end."""
 
 
 class RecordingServer:
-    """Listens on a free port of this machine. `refuse`: every key is wrong."""
+    """Listens on a free port of this machine. `refuse`: every key is refused."""
 
     def __init__(self, *, refuse: bool = False) -> None:
         self.refuse = refuse
@@ -63,7 +63,7 @@ class RecordingServer:
             protocol_version = "HTTP/1.1"
 
             def log_message(self, *args: Any) -> None:
-                """The test says what matters."""
+                """Print no access log."""
 
             def do_GET(self) -> None:
                 self.answer({})
@@ -124,11 +124,11 @@ class RecordingServer:
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY}
 
     def everything(self) -> str:
-        """All that was received, as text: to look for what should not be in it."""
+        """Everything that was received, as text, to be searched for what it must not contain."""
         seen = [self.runs, self.artifacts, self.alerts, self.views]
         return repr(seen) + "".join(b.decode(errors="replace") for b in self.uploads.values())
 
-    # What clients ask
+    # Requests of clients
 
     def stream(self, run: str, sent: dict[str, Any]) -> None:
         for name, part in (sent.get("files") or {}).items():

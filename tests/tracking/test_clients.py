@@ -35,7 +35,7 @@ HUB_TOKEN = "planted-hub-token-3"
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """The chain, run once: its folder, what the server was sent, what was printed."""
+    """The chain, run once: its folder, what the server received, and what was printed."""
     folder = tmp_path_factory.mktemp("tiny")
     chain = prepare(folder, sft={"hub_token": HUB_TOKEN})
     with RecordingServer() as server:
@@ -58,7 +58,7 @@ def lineage(recorded, stage):
 
 
 def numbers(rows, leave=()):
-    """(step, name) -> value, of rows (step, {name: value}); the last one where a name comes twice at a step."""
+    """(step, name) -> value, from rows (step, {name: value}); the last one if a name occurs twice at a step."""
     return {
         (step, name): float(value)
         for step, values in rows
@@ -98,7 +98,7 @@ def test_a_chain_is_a_group_and_a_stage_a_job_type(recorded):
         assert run.name.startswith(lineage(recorded, stage)["key"][:12])
 
 
-def test_a_runs_config_says_what_it_is_made_of(recorded):
+def test_a_runs_config_has_configuration_and_lineage(recorded):
     config = recorded.server.runs[run_id(recorded, "ppo")].config
     assert config["learning_rate"] == 0.01
     parents = config["lineage"]["parents"]
@@ -110,7 +110,7 @@ def test_a_runs_config_says_what_it_is_made_of(recorded):
     assert config["measured"]["peak_rss_bytes"] > 2**20
 
 
-def test_lineage_is_edges_online(recorded):
+def test_an_online_run_links_its_parents_artifacts(recorded):
     names = {i: a["artifactCollectionName"] for i, a in recorded.server.artifacts.items()}
     stages = {run_id(recorded, stage): stage for stage in STAGES}
     edges = {(stages[run], names[artifact]) for run, artifact in recorded.server.used}
@@ -126,7 +126,7 @@ def test_lineage_is_edges_online(recorded):
     assert len(uploaded) == len(STAGES)
 
 
-def test_completions_with_their_scores_are_tables(recorded):
+def test_completions_with_their_scores_are_logged_as_tables(recorded):
     drawn = list(read_records(recorded.runs / "ppo" / COMPLETIONS))
     tables = [json.loads(b) for path, b in recorded.server.uploads.items() if "samples/completions" in path]
     rows = {tuple(str(v) for v in row) for table in tables for row in table["data"]}
@@ -147,7 +147,7 @@ def test_alerts_come_once_when_something_begins(recorded):
     assert shown == [(a["title"], a["text"], a["step"]) for a in written]
 
 
-def test_no_secret_is_anywhere(recorded):
+def test_no_secret_is_sent_or_stored(recorded):
     files = [p for p in recorded.runs.rglob("*") if p.is_file() and "checkpoints" not in p.parts]
     assert len(files) > 50
     for secret in (*SECRETS.values(), HUB_TOKEN, KEY):
@@ -184,7 +184,7 @@ def posttrain(recorded, *arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=recorded.folder)
 
 
-def test_the_workspace_is_saved_and_saved_over(recorded):
+def test_pushing_the_workspace_again_replaces_it(recorded):
     for _ in range(2):
         done = posttrain(recorded, "dashboard", recorded.chain, "--push")
         assert done.returncode == 0, done.stderr
@@ -204,7 +204,7 @@ def test_the_workspace_is_saved_and_saved_over(recorded):
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="apt-get install chromium")
-def test_trackios_page_in_a_browser(recorded, tmp_path):
+def test_trackios_page_shows_the_chain_in_a_browser(recorded, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

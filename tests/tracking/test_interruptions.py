@@ -1,4 +1,4 @@
-"""A server that refuses the key, one that goes away, a kill: training goes on, and nothing is lost or told twice."""
+"""A server that refuses the key, one that goes away, a kill: training continues, and nothing is lost or sent twice."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def steps_of(run):
 
 
 def inspect(folder):
-    """What W&B's own reader finds in a run's file, record by record."""
+    """The records in a run's file, by W&B's own reader."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", str(folder), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=folder)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -68,7 +68,7 @@ def sync(server, folders, *options):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, cwd=where)
 
 
-def test_a_refused_key_a_kill_and_a_sync(start, tmp_path):
+def test_after_a_refused_key_and_a_kill_wandb_sync_sends_everything_once(start, tmp_path):
     run, go = start
     with RecordingServer(refuse=True) as refusing:
         first = go(**refusing.environment())
@@ -79,12 +79,12 @@ def test_a_refused_key_a_kill_and_a_sync(start, tmp_path):
         second = go(**refusing.environment())
         assert second.wait(timeout=300) == 0
     output = (tmp_path / "out.txt").read_text()
-    assert output.count("refused the key") == 2  # each start says so, once
+    assert output.count("refused the key") == 2  # once per start
     assert f"resuming from {run}/checkpoints/checkpoint-" in output
-    assert "left behind" not in output and "not started" not in output
+    assert "dropped at step" not in output and "not started" not in output
 
     folders = sorted((run / "wandb").glob("offline-run-*"))
-    assert len(folders) in (1, 2)  # the first is gone if W&B had not written it yet, and told again
+    assert len(folders) in (1, 2)  # the first is deleted, and its data sent again, if W&B had not written its run yet
     runs = [next(r["run"] for r in inspect(f) if r["type"] == "run") for f in folders]
     identity = json.loads((run / "tracking.json").read_text())["id"]
     assert {r["run_id"] for r in runs} == {identity}
@@ -107,7 +107,7 @@ def test_a_refused_key_a_kill_and_a_sync(start, tmp_path):
     assert {k: there[k] for k in exact} == pytest.approx({k: here[k] for k in exact})
 
 
-def test_a_server_that_goes_away_while_training(start, tmp_path):
+def test_training_continues_when_the_server_goes_away(start, tmp_path):
     run, go = start
     with RecordingServer() as server:
         process = go(**server.environment(), WANDB_FINISH_TIMEOUT="3")
@@ -118,7 +118,7 @@ def test_a_server_that_goes_away_while_training(start, tmp_path):
     output = (tmp_path / "out.txt").read_text()
     assert f"complete: {run}/adapter" in output
     (folder,) = (run / "wandb").glob("run-*")
-    assert output.count("wandb: left behind") == 1
+    assert output.count("wandb: dropped at step") == 1
     assert f"`wandb sync --include-online {folder}` sends what is missing" in output
     with RecordingServer() as later:
         done = sync(later, [folder], "--include-online")

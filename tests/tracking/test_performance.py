@@ -1,4 +1,4 @@
-"""FLOP against torch's own counter; seconds, tokens and rates of a trainer whose phases take known time."""
+"""FLOP compared with torch's counter; seconds, tokens and rates of a trainer whose phases take known times."""
 
 import time
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ def test_a_decoders_forward_pass_costs_what_torch_counts(tiny, rows, length):
     work = _work_of(llama(tiny), passes=1.0)
     tokens = rows * length
     assert work.flops(tokens, tokens, rows) == pytest.approx(total, rel=0.02)
-    # Where nothing is labelled there is no head to compute.
+    # Without labels the head is not computed.
     assert work.flops(tokens, 0, rows) == pytest.approx(total - tokens * work.head, rel=0.02)
 
 
@@ -41,11 +41,11 @@ def test_an_encoders_forward_pass_costs_about_what_torch_counts(tiny_bert):
     ids = torch.full((2, 20), 5)
     with torch.no_grad():
         total = counted(model, lambda m: m(ids))
-    assert _work_of(model, passes=1.0).flops(40, 40, 2) == pytest.approx(total, rel=0.15)  # attention is left out
+    assert _work_of(model, passes=1.0).flops(40, 40, 2) == pytest.approx(total, rel=0.15)  # attention is not counted
 
 
 def trainer_of(model, **args):
-    """As much of a trainer as the clock touches."""
+    """The part of a trainer that the clock uses."""
     options = {"bf16": False, "fp16": False, **args}
 
     def get_batch_samples():
@@ -81,18 +81,18 @@ def one_step(trainer, clock, batch=BATCH):
     clock.step()
 
 
-def test_where_the_seconds_go_and_the_rates(tiny):
+def test_seconds_by_phase_and_rates_are_measured(tiny):
     trainer = trainer_of(llama(tiny))
     clock = StepClock(trainer)
     clock.start()
     for _ in range(2):
         one_step(trainer, clock)
     time.sleep(0.5)
-    clock.skip()  # a checkpoint, say
+    clock.skip()  # time of a checkpoint
     found = clock.take({})
     expected = {"time/data": 0.04, "time/forward": 0.1, "time/backward": 0.16, "time/optimizer": 0.06}
     for name, seconds in expected.items():
-        assert seconds <= found[name] < seconds + 2, name  # however busy the machine
+        assert seconds <= found[name] < seconds + 2, name  # also on a busy machine
     parts = sum(found[n] for n in (*expected, "time/other"))
     assert parts == pytest.approx(2 * found["time/step"])
     seconds = 2 * found["time/step"]
@@ -103,13 +103,13 @@ def test_where_the_seconds_go_and_the_rates(tiny):
     assert clock.take({}) == {}  # nothing since
 
 
-def test_pairs_own_names_and_evaluations(tiny):
+def test_pairs_are_two_sequences_and_evaluations_are_not_counted(tiny):
     trainer = trainer_of(llama(tiny))
     clock = StepClock(trainer, pairs=True)
     clock.start()
     one_step(trainer, clock)
     trainer.model.eval()
-    trainer.compute_loss(trainer.model, BATCH)  # of an evaluation: not counted
+    trainer.compute_loss(trainer.model, BATCH)  # in an evaluation, so not counted
     own = {"time/generation": 0.02, "time/backward": 0.05, "loss": 1.0}  # the trainer tells them apart
     found = clock.take(own)
     assert found["perf/samples_per_s"] * found["time/step"] == pytest.approx(2)
@@ -119,8 +119,8 @@ def test_pairs_own_names_and_evaluations(tiny):
     assert sum(parts) == pytest.approx(found["time/step"], abs=1e-3)
 
 
-def test_a_batch_of_a_model_that_is_split_counts_once(tiny):
-    """Two stages see the same batch, and the last one asks for the loss of each half, and of the whole."""
+def test_a_batch_of_a_split_model_is_counted_once(tiny):
+    """Two pipeline stages see the same batch; the last one computes the loss of each half, and of the whole."""
     trainer = trainer_of(llama(tiny))
 
     def training_step(model, inputs):
@@ -138,7 +138,7 @@ def test_a_batch_of_a_model_that_is_split_counts_once(tiny):
     assert found["perf/tokens_per_s"] * found["time/step"] == pytest.approx(20)
 
 
-def test_rows_one_after_the_other_without_padding(tiny):
+def test_concatenated_rows_without_padding_are_counted(tiny):
     trainer = trainer_of(llama(tiny))
     clock = StepClock(trainer)
     clock.start()
@@ -154,7 +154,7 @@ def test_rows_one_after_the_other_without_padding(tiny):
         ("some", {"precompute_ref_log_probs": True}, 2),
     ],
 )  # fmt: skip
-def test_passes_over_the_model_a_token(tiny, trained, args, passes):
+def test_passes_over_the_model_per_token(tiny, trained, args, passes):
     model = llama(tiny)
     if trained == "some":
         model.model.embed_tokens.requires_grad_(False)
@@ -162,7 +162,7 @@ def test_passes_over_the_model_a_token(tiny, trained, args, passes):
     assert describe_work(trainer_of(model, **args)).flops(100, 50, 10) == pytest.approx(passes * once)
 
 
-def test_what_a_trainer_draws_and_weighs_is_added_to_what_it_trains(tiny):
+def test_passes_for_generation_and_scoring_are_added_to_those_of_training(tiny):
     model = llama(tiny)
     model.model.embed_tokens.requires_grad_(False)
     trainer = trainer_of(model)
@@ -171,7 +171,7 @@ def test_what_a_trainer_draws_and_weighs_is_added_to_what_it_trains(tiny):
     assert describe_work(trainer).flops(100, 50, 10) == pytest.approx((2 + 3 / 4) * once)
 
 
-def test_seconds_left(tiny):
+def test_seconds_left_are_estimated_from_the_mean_step(tiny):
     clock = StepClock(trainer_of(llama(tiny)))
     clock.begun = time.perf_counter() - 10
     assert clock.left_s(0, 5) is None

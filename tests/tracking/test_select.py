@@ -1,4 +1,4 @@
-"""Which dashboards, and in which mode W&B runs: the order of what decides, and a server that does not answer."""
+"""The choice of dashboards and of W&B's mode: precedence of the settings, and servers that do not answer."""
 
 import pytest
 from recording_server import KEY, RecordingServer
@@ -22,11 +22,11 @@ from posttrain.tracking.select import choose, choose_wandb_mode
         (None, {}, ("trackio",)),
     ],
 )
-def test_which_dashboards(report_to, environ, sinks):
+def test_dashboards_are_chosen_by_setting_environment_and_installation(report_to, environ, sinks):
     assert choose(TrackingSettings(report_to=report_to), environ).sinks == sinks
 
 
-def test_without_trackio_nobody_is_told_to_report(monkeypatch):
+def test_without_trackio_the_default_is_no_dashboard(monkeypatch):
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
     chosen = choose(TrackingSettings(), {})
     assert chosen.sinks == ()
@@ -47,7 +47,7 @@ def test_an_unknown_dashboard_in_the_environment_is_refused(value):
         choose(TrackingSettings(), {"POSTTRAIN_REPORT_TO": value})
 
 
-def test_what_is_reported_to_does_not_change_a_stages_key():
+def test_report_to_does_not_change_the_key_material():
     keys = [
         parse_args("sft", ["--output_dir", "o", *more]).key_material()
         for more in ([], ["--report_to", "wandb", "--wandb_mode", "offline", "--project", "p", "--run_name", "r"])
@@ -64,25 +64,25 @@ def test_what_is_reported_to_does_not_change_a_stages_key():
         ("disabled", {}, "disabled", "wandb_mode"),
     ],
 )
-def test_the_mode_that_was_asked_for(explicit, environ, mode, why):
+def test_the_chosen_wandb_mode_is_used(explicit, environ, mode, why):
     assert choose_wandb_mode(explicit, environ) == (mode, why)
 
 
-def test_an_unknown_mode_in_the_environment():
+def test_an_unknown_mode_in_the_environment_is_refused():
     with pytest.raises(ConfigError, match="WANDB_MODE must be one of online, run, offline, dryrun, disabled, got 'on'"):
         choose_wandb_mode(None, {"WANDB_MODE": "on"})
 
 
 @pytest.fixture
 def at(monkeypatch, tmp_path):
-    """Say where W&B's server is and by which key; wandb reads its settings anew."""
+    """Set W&B's server and key, and make wandb read its settings again."""
     import wandb
 
     def set_up(url, key=None):
         monkeypatch.setenv("WANDB_BASE_URL", url)
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
         monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-        monkeypatch.setenv("WANDB_MODE", "")  # which wandb's own settings would refuse
+        monkeypatch.setenv("WANDB_MODE", "")  # wandb's own settings would refuse it
         monkeypatch.delenv("WANDB_API_KEY", raising=False)
         if key is not None:
             monkeypatch.setenv("WANDB_API_KEY", key)
@@ -100,30 +100,30 @@ def test_without_a_key_the_run_is_offline(at):
     assert "no key for http://127.0.0.1:9 was found" in why
 
 
-def test_a_key_that_is_none(at):
+def test_an_invalid_key_makes_the_run_offline(at):
     mode, why = at("http://127.0.0.1:9", "short")
     assert (mode, "key" in why) == ("offline", True)
     assert "short" not in why.split("API key")[0]
 
 
-def test_a_server_that_takes_the_key(at):
+def test_an_accepted_key_makes_the_run_online(at):
     with RecordingServer() as server:
         assert at(server.url, KEY) == ("online", f"a key for {server.url} was found")
 
 
-def test_a_server_that_refuses_the_key(at):
+def test_a_refused_key_makes_the_run_offline(at):
     with RecordingServer(refuse=True) as server:
         mode, why = at(server.url, KEY)
     assert (mode, why) == ("offline", f"{server.url} refused the key; `wandb sync` sends it later")
 
 
-def test_a_server_that_does_not_answer(at):
+def test_an_unreachable_server_makes_the_run_offline(at):
     mode, why = at("http://127.0.0.1:9", KEY)
     assert mode == "offline"
     assert "http://127.0.0.1:9 did not answer (ConnectionError)" in why
 
 
-def test_a_server_that_hangs_costs_seconds(at, monkeypatch):
+def test_a_hanging_server_is_given_up_within_seconds(at, monkeypatch):
     import socket
 
     with socket.socket() as silent:

@@ -1,4 +1,4 @@
-"""The fan-out: what a dashboard is given after a cut, and what happens when it fails."""
+"""The tracker: what a dashboard gets after a resume, and what happens if it fails."""
 
 import json
 
@@ -15,7 +15,7 @@ from posttrain.tracking.tracker import Tracker
 
 
 class Dashboard:
-    """A dashboard that keeps what it is told, has some steps already, and may fail at one."""
+    """A dashboard that keeps what it gets, has some steps already, and may fail at one."""
 
     later = ""
 
@@ -62,7 +62,7 @@ def track(tmp_path, monkeypatch):
     return make
 
 
-def test_a_new_run_is_told_everything_as_it_comes(track):
+def test_a_new_run_gets_everything_as_it_is_logged(track):
     board = Dashboard()
     tracker = track(board)
     tracker.log({"train/loss": 2.0, "note": "no number"}, 1, max_steps=2)
@@ -77,8 +77,8 @@ def test_a_new_run_is_told_everything_as_it_comes(track):
 
 
 @pytest.mark.parametrize("last_step", [-1, 1, 2, 4])
-def test_after_a_cut_each_dashboard_gets_what_it_lacks_and_no_step_twice(track, last_step):
-    """Four steps were logged, the checkpoint was of step 3; the dashboard had got as far as `last_step`."""
+def test_after_a_resume_each_dashboard_gets_what_it_lacks_and_no_step_twice(track, last_step):
+    """Four steps were logged and the checkpoint was at step 3; the dashboard had steps up to `last_step`."""
     before = track()
     for step in (1, 2, 3, 4):
         before.log({"train/loss": 1.0 * step}, step)
@@ -97,7 +97,7 @@ def test_after_a_cut_each_dashboard_gets_what_it_lacks_and_no_step_twice(track, 
     assert len(list(read_records(after.identity.run_dir / ALERTS))) == 1
 
 
-def test_a_dashboard_that_fails_is_left_behind_with_one_word_and_the_rest_goes_on(track, capsys):
+def test_a_dashboard_that_fails_is_dropped_with_one_message_and_the_others_continue(track, capsys):
     failing, steady = Dashboard("failing", fails_at=2), Dashboard("steady")
     tracker = track(failing, steady)
     for step in (1, 2, 3):
@@ -107,13 +107,13 @@ def test_a_dashboard_that_fails_is_left_behind_with_one_word_and_the_rest_goes_o
     assert [t[0] for t in steady.told[:3]] == [1, 2, 3] and steady.told[-1] == "finished"
     said = [line for line in capsys.readouterr().out.splitlines() if "failing" in line]
     assert said == [
-        "failing: left behind at step 2, training goes on without it "
+        "failing: dropped at step 2, training continues without it "
         "(ConnectionError: the network is down, token [redacted])"
     ]
     assert [r["step"] for r in read_records(tracker.identity.run_dir / METRICS)] == [1, 2, 3]
 
 
-def test_a_dashboard_that_does_not_start_is_none(track, capsys, monkeypatch):
+def test_a_dashboard_that_does_not_start_is_left_out(track, capsys, monkeypatch):
     tracker = track()
     tracker.started = False
     tracker.choice = Choice(("trackio",), None, "")
@@ -124,7 +124,9 @@ def test_a_dashboard_that_does_not_start_is_none(track, capsys, monkeypatch):
     monkeypatch.setattr(tracker, "_make", fail)
     tracker.start({}, 0)
     tracker.log({"train/loss": 1.0}, 1)
-    assert "trackio: not started, training goes on without it (OSError: disk quota exceeded)" in capsys.readouterr().out
+    assert (
+        "trackio: not started, training continues without it (OSError: disk quota exceeded)" in capsys.readouterr().out
+    )
 
 
 def test_a_record_that_cannot_be_written_ends_the_stage(track):
@@ -134,14 +136,14 @@ def test_a_record_that_cannot_be_written_ends_the_stage(track):
         tracker.log({"train/loss": 1.0}, 1)
 
 
-def test_a_run_is_the_same_after_a_resume_and_another_with_another_key(tmp_path):
+def test_a_run_keeps_its_identity_after_a_resume_but_not_with_another_key(tmp_path):
     first = identify(tmp_path, "a" * 64, "sft")
     note(tmp_path, trackio="t")
     assert identify(tmp_path, "a" * 64, "sft").id == first.id
     assert read_run(tmp_path)["trackio"] == "t"
     other = identify(tmp_path, "b" * 64, "sft")
     assert other.id != first.id
-    assert "trackio" not in read_run(tmp_path)  # what belonged to the other run
+    assert "trackio" not in read_run(tmp_path)  # it belonged to the other run
     assert (first.chain, first.group, first.home) == (None, tmp_path.name, tmp_path.resolve())
 
 
@@ -151,7 +153,7 @@ def test_two_directories_of_one_key_are_two_runs(tmp_path):
     assert json.loads((tmp_path / "x" / "tracking.json").read_text())["id"] == runs[0].id
 
 
-def test_what_was_measured_at_the_end():
+def test_final_numbers_are_those_measured_after_training():
     metrics = {
         "loss": 0.5, "held_out_accuracy": 0.9, "probe": {"logprobs": [1.0]}, "labels": ["A"], "health": [],
         "after": {"greedy_exact": 0.4, "greedy_exact_low": 0.3, "greedy_exact_high": 0.5}, "measured_on": "test",

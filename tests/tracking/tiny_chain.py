@@ -43,7 +43,7 @@ def configs(folder: Path) -> dict[str, dict]:
 
 
 def prepare(folder: Path, **more: dict) -> Path:
-    """Write models, rows, configurations (with `more` of a stage's) and the chain; return the chain's file."""
+    """Write models, rows, configurations (`more`: additional keys per stage) and the chain; return the chain's file."""
     sys.path.insert(0, str(ROOT / "tests"))
     from conftest import WORDS, make_tiny_bert, make_tiny_model, write_conll, write_jsonl
 

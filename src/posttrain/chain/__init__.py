@@ -1,1 +1,1 @@
-"""Chains of stages: the graph, the plan, running here or as Slurm jobs."""
+"""Chains of stages: read, planned, and run here or as Slurm jobs."""

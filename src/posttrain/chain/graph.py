@@ -1,14 +1,15 @@
-"""The stage graph: what is complete, what must run and why, and the running of it.
+"""The graph of stages, read from chain.yaml and checked.
 
     name: smollm2-spelling
     stages:
       sft:    {recipe: sft,    config: sft.yaml}
       reward: {recipe: reward, config: reward.yaml, inputs: {policy: sft}}
-    launch: {accelerate_config: ddp.yaml}      without it: one process, on the GPU where there is one
+    launch: {accelerate_config: ddp.yaml}      without it: one process, on the GPU if there is one
     output_dir: runs/smollm2-spelling
 
-`inputs` is the only statement of order. A stage whose key (identity.py) is complete is skipped; one that was cut off
-is resumed; one whose key changed is moved to `.previous/` and run anew, with all that depends on it. Imports no torch.
+`inputs` alone defines the order. A stage that is complete with the same key (`runs/key.py`) is skipped, an interrupted
+one is resumed. One whose key changed is moved to `.previous/` and run again, with all stages that depend on it. Imports
+no torch.
 """
 
 import dataclasses
@@ -45,13 +46,13 @@ class ChainStage:
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain, its stages in an order in which they can run."""
+    """A chain; its stages are in an order in which they can run."""
 
     name: str
     path: Path
     output_dir: Path
     stages: tuple[ChainStage, ...]
-    launch_config: Path  # of stages that do not say their own
+    launch_config: Path  # for stages without their own
 
     def run_dir(self, stage: str) -> Path:
         return self.output_dir / stage
@@ -109,7 +110,7 @@ def _read_stage(
 
 
 def _check_takeovers(path: Path, stages: Mapping[str, ChainStage]) -> None:
-    """Each policy can be taken over as its stage means to: found out before the first stage has run."""
+    """Check how each stage starts from its policy, before the first stage runs. Raises ConfigError."""
     for stage in stages.values():
         parent = stages.get(stage.parents.get("policy", ""))
         if parent is not None and {"adapter"} <= parent.config.groups.keys() & stage.config.groups.keys():
@@ -124,21 +125,21 @@ def _check_takeovers(path: Path, stages: Mapping[str, ChainStage]) -> None:
 
 
 def _in_order(stages: Sequence[ChainStage], path: Path) -> list[ChainStage]:
-    """Parents before children, otherwise as written. Raises ConfigError on a cycle."""
+    """Sort parents before children, otherwise as written. Raises ConfigError for a cycle."""
     ordered: list[ChainStage] = []
     waiting = list(stages)
     while waiting:
         done = {s.name for s in ordered}
         ready = [s for s in waiting if set(s.parents.values()) <= done]
         if not ready:
-            raise ConfigError(f"{path}: stages {', '.join(s.name for s in waiting)} depend on each other in a circle")
+            raise ConfigError(f"{path}: stages {', '.join(s.name for s in waiting)} depend on each other in a cycle")
         ordered.append(ready[0])
         waiting.remove(ready[0])
     return ordered
 
 
 def stage_arguments(chain: Chain, stage: ChainStage) -> list[str]:
-    """A stage's command line: its file, the chain's overrides, its directory, its inputs."""
+    """A stage's command-line arguments: its file, the chain's overrides, its directory, its inputs."""
     arguments = ["--config", str(stage.config_file)]
     for key, value in stage.overrides.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What would happen to each stage of a chain, and why: skip, run or resume. Imports no torch."""
+"""The plan of a chain: for each stage skip, run or resume, and why. Imports no torch."""
 
 import json
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from .graph import Chain, ChainStage
 
 @dataclass
 class Plan:
-    """What will happen to one stage, and why."""
+    """The action for one stage, and its reason."""
 
     stage: ChainStage
     action: str  # skip | run | resume
     reason: str
     key: str
-    stale: bool = field(default=False)  # a result with another key stands in the way
+    stale: bool = field(default=False)  # a result with another key is in its directory
 
 
 def plan(chain: Chain, only: str | None = None) -> list[Plan]:
-    """What would run, and why. Raises ArtifactError when a finished stage was altered."""
+    """Plan every stage. Raises ArtifactError if a finished stage was altered."""
     names = [s.name for s in chain.stages]
     if only is not None and only not in names:
         raise ConfigError(f"--only {only}: no such stage; {chain.path} has {', '.join(names)}")
@@ -66,7 +66,7 @@ def _plan_stage(chain: Chain, stage: ChainStage, key: str, earlier: Mapping[str,
 
 
 def _changes(lineage: Lineage, stage: ChainStage) -> str:
-    """In words, why the key of a finished stage is not today's: configuration, versions, else data or base."""
+    """Why the key of a finished stage has changed: configuration, versions, else data or base."""
     changed = [f"{key}: {then!r} -> {now!r}" for key, (then, now) in changed_keys(lineage.config, stage.config).items()]
     installed = versions()
     changed += [

@@ -1,9 +1,9 @@
 """Running a chain here: each stage that is not complete is launched, in order. Imports no torch.
 
 <output_dir>/.logs/
-  sft.stdout, sft.stderr    what the stage printed, of all its launches
-  sft/                      what the processes of its last launch ended with (`launch/exit_files.py`); a file `stop`
-                            that somebody puts here has the stage save a checkpoint and end
+  sft.stdout, sft.stderr    the stage's output, over all its launches
+  sft/                      exit codes and messages of its last launch (`launch/exit_files.py`); a file `stop`
+                            put here makes the stage save a checkpoint and end
 """
 
 import json
@@ -29,9 +29,9 @@ from .view import Lines
 
 
 def run(chain: Chain, *, only: str | None = None, dry_run: bool = False, view: Lines | None = None) -> None:
-    """Run what is not complete, in order, and print the closing table. Raises a PosttrainError at the first failure.
+    """Run the stages that are not complete, in order, and print the closing table.
 
-    `view` shows it while it runs; plain lines when it is left out.
+    `view` shows the running chain; the default is plain lines. Raises a PosttrainError at the first failure.
     """
     take_chain_directory(chain, write=not dry_run)
     plans = plan(chain, only)
@@ -54,7 +54,7 @@ def run(chain: Chain, *, only: str | None = None, dry_run: bool = False, view: L
         ),
         flush=True,
     )
-    print(f"as a page: posttrain report {chain.path}", flush=True)
+    print(f"for an HTML page: posttrain report {chain.path}", flush=True)
 
 
 def take_chain_directory(chain: Chain, *, write: bool = True) -> None:
@@ -69,16 +69,18 @@ def take_chain_directory(chain: Chain, *, write: bool = True) -> None:
                 f"set output_dir in {chain.path} to another folder"
             )
     elif chain.output_dir.is_dir() and any(chain.output_dir.iterdir()):
-        raise ArtifactError(f"output_dir: {chain.output_dir} is not empty and no chain's; choose another folder")
+        raise ArtifactError(
+            f"output_dir: {chain.output_dir} is not empty and was not made by a chain; choose another folder"
+        )
     if write:
         chain.output_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(owner, json.dumps(mine) + "\n")
 
 
 def move_aside(chain: Chain, name: str) -> None:
-    """Keep an outdated result under .previous/: nothing that was paid for is deleted.
+    """Move an outdated result to .previous/: nothing that was computed is deleted.
 
-    Raises LaunchError when a process is training there.
+    Raises LaunchError if a process is training in it.
     """
     run_dir = chain.run_dir(name)
     lock(run_dir).close()
@@ -89,12 +91,12 @@ def move_aside(chain: Chain, name: str) -> None:
 
 
 def state_folder(chain: Chain, name: str) -> Path:
-    """Where a stage that is launched here says what it ended with, and looks for a file `stop`."""
+    """The folder for the exit files and the file `stop` of a stage that is launched here."""
     return chain.output_dir / LOGS / name
 
 
 def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None:
-    """Launch one stage; show its lines, keep them and its stderr, and end with its error when it fails."""
+    """Launch one stage; show and log its output. Raises its error if it fails."""
     command = build_command(stage.config.recipe, stage_arguments(chain, stage), stage.launch.accelerate_config)
     logs, state = chain.output_dir / LOGS, state_folder(chain, stage.name)
     clear_state(state)
@@ -103,7 +105,7 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None
     with log.open("a", encoding="utf-8") as stderr, (logs / f"{stage.name}.stdout").open("a", encoding="utf-8") as kept:
         stderr.write(f"# launched {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         stderr.flush()
-        begun = log.stat().st_size  # earlier launches are kept before it
+        begun = log.stat().st_size  # output of earlier launches comes before it
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -124,11 +126,11 @@ def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None
 
 
 def _failure(name: str, code: int, log: Path, begun: int, reports: Sequence[Mapping[str, Any]]) -> PosttrainError:
-    """What a stage that ended with `code` ended with, by the reports of its processes.
+    """The error of a stage that ended with `code`, by the reports of its processes.
 
-    The first report is the cause: a process that fails takes the others with it. A message is shown whole; of a crash,
-    the end of the traceback is printed here, and of a process that left no report (it was killed, or the launcher
-    itself failed) the end of its stderr, which begins at byte `begun` of `log`.
+    The earliest report is the cause: a process that fails takes the others with it. A user error is shown in full. For
+    a crash the end of the traceback is printed. If there is no report (the process was killed, or the launcher failed),
+    the end of the stage's stderr is printed, which begins at byte `begun` of `log`.
     """
     first: Mapping[str, Any] = reports[0] if reports else {"code": EXIT_BUG, "message": ""}
     same = dict.fromkeys(r["message"] for r in reports if r["code"] == first["code"] and r["message"])
@@ -144,5 +146,5 @@ def _failure(name: str, code: int, log: Path, begun: int, reports: Sequence[Mapp
     print("\n".join((its_own + found if found else text).splitlines()[-25:]), file=sys.stderr)
     return LaunchError(
         f"stage {name} ended with exit code {code}; its errors are in {log}. "
-        "Finished stages and checkpoints are kept: run the same command again to go on."
+        "Finished stages and checkpoints are kept: run the same command again to resume."
     )

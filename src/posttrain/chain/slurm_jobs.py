@@ -1,13 +1,13 @@
-"""A chain as Slurm jobs: one a stage, each after its inputs. What `posttrain submit` and `posttrain cancel` do.
+"""A chain as Slurm jobs, one per stage, each after its inputs: `posttrain submit` and `posttrain cancel`.
 
     <output_dir>/.slurm/
       jobs.json          each stage's job
       sft.sbatch         its script
-      sft/               job.log, node-N.log, rank-N.log, and what job and ranks tell each other
+      sft/               job.log, node-N.log, rank-N.log, and files by which job and ranks communicate
 
-A stage that is complete is not submitted, nor is one that is waiting or running already. If one submission fails, those
-before it are cancelled. Which job is whose is read from Slurm (each carries its stage's key and directory): an id in
-jobs.json that now names another's job is refused. Imports no torch.
+A stage that is complete, waiting or running is not submitted. If one submission fails, those before it are cancelled.
+Jobs are identified by their comment in Slurm, which holds the stage's key and directory: an id in jobs.json that has
+become another user's or directory's job is refused. Imports no torch.
 """
 
 import fcntl
@@ -35,10 +35,10 @@ JOBS = "jobs.json"
 
 @dataclass(frozen=True)
 class Step:
-    """What `submit` does about one stage."""
+    """What `submit` does with one stage."""
 
     plan: Plan
-    live: JobInfo | None  # a job that does it already
+    live: JobInfo | None  # a waiting or running job of this stage
     note: str = ""
 
     @property
@@ -51,19 +51,19 @@ class Step:
 
 
 def folder_of(chain: Chain) -> Path:
-    """Where the chain's scripts and logs are; absolute, since other machines read it."""
+    """The folder of the chain's scripts and logs; absolute, since other machines read it."""
     return chain.output_dir.resolve() / FOLDER
 
 
 def state_of(chain: Chain, stage: str) -> Path:
-    """Where a stage's job keeps its logs, and what it and its ranks tell each other."""
+    """The folder of a stage's logs, and of the files by which its job and ranks communicate."""
     return folder_of(chain) / stage
 
 
 def submit(chain: Chain, *, after: Sequence[str] = (), dry_run: bool = False) -> None:
-    """Submit what is not complete; print the graph. A dry run writes the scripts and submits nothing.
+    """Submit the stages that are not complete, and print the graph. A dry run writes the scripts and submits nothing.
 
-    `after` are ids of other jobs that the first stages wait for. Raises a PosttrainError; then nothing is left queued.
+    `after`: ids of other jobs that the first stages wait for. If a PosttrainError is raised, nothing stays queued.
     """
     for stage in chain.stages:
         check_fit(stage.launch, f"{chain.path}: stages.{stage.name}: launch")
@@ -91,23 +91,23 @@ def submit(chain: Chain, *, after: Sequence[str] = (), dry_run: bool = False) ->
 
 @contextmanager
 def _alone(chain: Chain) -> Iterator[None]:
-    """Two submissions of one chain at a time would submit everything twice."""
+    """Lock the chain: two submissions at once would submit everything twice."""
     with (folder_of(chain) / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise LaunchError(f"another `posttrain submit` of {chain.path} is at work") from error
+            raise LaunchError(f"another `posttrain submit` of {chain.path} is running") from error
         yield
 
 
 def _check_after(ids: Sequence[str]) -> list[str]:
-    """Those of `ids` that are still to be waited for. Raises LaunchError for one that can never end well."""
+    """Those of `ids` that have not ended yet. Raises LaunchError for a job that failed or is unknown."""
     needed = []
     for job_id in ids:
         info = slurm.show(job_id) if job_id.isdigit() else None
         if info is None:
             raise LaunchError(
-                f"--after {job_id}: Slurm knows no such job (any more); it would take the dependency and start at once"
+                f"--after {job_id}: Slurm does not know this job; it would ignore the dependency and start at once"
             )
         if info.alive:
             needed.append(job_id)
@@ -145,7 +145,7 @@ def _steps(chain: Chain, *, ask_slurm: bool) -> list[Step]:
 
 
 def _graph(steps: Sequence[Step], after: Sequence[str]) -> list[str]:
-    """One line a stage: what is done about it, why, on what, and after which."""
+    """One line per stage: action, reason, nodes, and the stages that it waits for."""
     lines = []
     submitted = {step.name for step in steps if step.plan.action != "skip"}
     for step in steps:
@@ -165,7 +165,7 @@ def _graph(steps: Sequence[Step], after: Sequence[str]) -> list[str]:
 
 
 def _notes() -> list[str]:
-    """What of the user's environment is not followed."""
+    """Notes about variables of the user's environment that are not used."""
     dropped = [name for name in slurm.clean_environment(os.environ)[1] if name.startswith("SBATCH_")]
     return [f"note: {', '.join(dropped)} would overrule the scripts, and is left out"] if dropped else []
 
@@ -187,7 +187,7 @@ def _job(chain: Chain, p: Plan) -> Job:
 
 
 def _clear(state: Path) -> None:
-    """A new submission counts failures anew; logs are kept, and added to."""
+    """Reset what the last submission left, such as the count of failures; logs are kept and appended to."""
     state.mkdir(exist_ok=True)
     for path in (*state.glob("exit-*"), *(state / name for name in ("stop", "overdue", "failures", "progress"))):
         path.unlink(missing_ok=True)
@@ -212,20 +212,20 @@ def _submit_all(chain: Chain, steps: Sequence[Step], jobs: Mapping[str, Job], ne
         raise
     for name, job_id in ids.items():
         print(f"{name}: job {job_id}", flush=True)
-    print(f"`posttrain status {chain.path}` shows how they fare; logs are in {folder_of(chain)}", flush=True)
+    print(f"`posttrain status {chain.path}` shows their state; logs are in {folder_of(chain)}", flush=True)
 
 
 def _verify(job_id: str, job: Job) -> None:
-    """The id that sbatch gave is this stage's job, and it can start some day. Raises LaunchError."""
+    """Check that the id from sbatch is this stage's job, and that the job can ever start. Raises LaunchError."""
     info = slurm.show(job_id)
     if info is None or not slurm.is_of(info, job.run_dir):
-        raise LaunchError(f"sbatch gave {job_id} for {job.name}, and that is not its job ({info and info.name})")
+        raise LaunchError(f"sbatch returned {job_id} for {job.name}, which is another job ({info and info.name})")
     if info.hopeless:
-        raise LaunchError(f"stage {job.stage}: Slurm would let it wait for ever: {info.reason.replace('_', ' ')}")
+        raise LaunchError(f"stage {job.stage}: Slurm would let it wait forever: {info.reason.replace('_', ' ')}")
 
 
 def cancel(chain: Chain) -> None:
-    """Cancel the chain's waiting and running jobs, found by what they carry."""
+    """Cancel the chain's waiting and running jobs, found by their comments."""
     live = slurm.find_all()
     found: dict[str, str] = {}
     for stage in chain.stages:
@@ -247,7 +247,7 @@ def read_jobs(chain: Chain) -> dict[str, str]:
         document = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): str(job_id) for name, job_id in document.items()}
     except (json.JSONDecodeError, AttributeError, UnicodeDecodeError) as error:
-        raise LaunchError(f"{path} is damaged ({error}); delete it: jobs are found without it too") from error
+        raise LaunchError(f"{path} is damaged ({error}); delete it: jobs are also found without it") from error
 
 
 def write_jobs(chain: Chain, jobs: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
-"""How a submitted chain fares, from Slurm's own records and from what its stages have written. Needs no accounting.
+"""The state of a submitted chain, from Slurm and from the files of its stages. Needs no accounting database.
 
-`posttrain status chain.yaml`: a table of the stages, and of each that failed the last lines of the rank that was first.
+`posttrain status chain.yaml` prints a table of the stages, and for each failed stage the end of the log of the
+first rank to fail.
 """
 
 import json
@@ -21,10 +22,10 @@ from .slurm_jobs import read_jobs, state_of
 TAIL = 12  # lines of the failing rank's log
 
 _WAITS = {
-    "Priority": "others are first",
+    "Priority": "other jobs have priority",
     "Resources": "no node is free",
-    "BeginTime": "starts again in a moment",
-    "None": "starts in a moment",
+    "BeginTime": "starts again shortly",
+    "None": "starts shortly",
     "JobHeldUser": "held: `scontrol release` it",
     "JobHeldAdmin": "held by an administrator",
 }
@@ -32,7 +33,7 @@ _WAITS = {
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One line of the table, and what follows it."""
+    """One line of the table, and the lines below the table."""
 
     name: str
     state: str
@@ -43,11 +44,11 @@ class StageStatus:
     loss: str = ""
     left: str = ""
     why: str = ""
-    tail: tuple[str, ...] = ()  # of the failing rank's log, its name first
+    tail: tuple[str, ...] = ()  # the name of the failing rank's log, and its last lines
 
 
 def status(chain: Chain) -> str:
-    """The table, as text. Raises LaunchError when Slurm does not answer."""
+    """The table as text. Raises LaunchError if Slurm does not answer."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -94,7 +95,7 @@ def _stage(
     if job_id is None:
         return StageStatus(stage.name, "not submitted", **shown)
     if info is None:
-        why = f"job {job_id} is no longer known to Slurm; submit again to go on"
+        why = f"job {job_id} is no longer known to Slurm; submit again to continue"
         return StageStatus(stage.name, "unknown", why=why, **shown)
     if info.state == "RUNNING":
         left = f"{last['left_s']:.0f} s" if last.get("left_s") else ""
@@ -115,7 +116,7 @@ def _why_waiting(stage: ChainStage, info: JobInfo, earlier: dict[str, StageStatu
 def _why_ended(
     stage: ChainStage, info: JobInfo, state: Path, earlier: dict[str, StageStatus]
 ) -> tuple[str, tuple[str, ...]]:
-    """Why a job that left no result has ended, in one line, with the last lines of the log that shows it."""
+    """Why a job without a result has ended, in one line, and the last lines of the log that shows it."""
     failed = [p for p in dict.fromkeys(stage.parents.values()) if earlier[p].state not in ("complete", "running")]
     if info.state == "CANCELLED":
         return (f"its input {failed[0]} ended as {earlier[failed[0]].state}" if failed else "was cancelled"), ()
@@ -128,18 +129,18 @@ def _why_ended(
         return why + again, _tail(state / f"rank-{first['rank']}.log")
     rank = _elastic_root_cause(state)
     if rank is not None:
-        return f"rank {rank} was ended from outside, exit code {info.exit_code}{again}", _tail(
+        return f"rank {rank} was killed from outside, exit code {info.exit_code}{again}", _tail(
             state / f"rank-{rank}.log"
         )
     if info.state == "TIMEOUT":
-        return f"its time limit, {info.time_limit}, was over before it could stop{again}", _tail(state / "job.log")
+        return f"it reached its time limit, {info.time_limit}, before it could stop{again}", _tail(state / "job.log")
     if info.exit_code == "0:53":
-        return f"Slurm could not open the job's log: do all nodes see {state}?", ()
+        return f"Slurm could not open the job's log: can all nodes see {state}?", ()
     return f"exit code {info.exit_code}{again}", _tail(state / "job.log")
 
 
 def _elastic_root_cause(state: Path) -> int | None:
-    """The rank that torch's launcher names in a node's log: of the last start, the earliest over all nodes."""
+    """The first rank to fail in the last start, over all nodes, as torch's launcher names it in the nodes' logs."""
     found = []
     for path in state.glob("node-*.log"):
         text = path.read_text(encoding="utf-8", errors="replace").rpartition("\n== node ")[2]
@@ -156,7 +157,7 @@ def _tail(path: Path) -> tuple[str, ...]:
 
 
 def _restarts(info: JobInfo, state: Path) -> str:
-    """How often it has started again, and for which reasons."""
+    """The number of restarts, by reason."""
     if not info.restarts:
         return "0"
     failures = min(_failures(state), info.restarts)
@@ -169,7 +170,7 @@ def _failures(state: Path) -> int:
 
 
 def _last_metrics(path: Path) -> dict[str, Any]:
-    """The last whole line of metrics.jsonl that has a loss, else the last one; {} before there is any."""
+    """The latest value of each metric in metrics.jsonl; {} if there is none yet."""
     if not path.is_file():
         return {}
     last: dict[str, Any] = {}
@@ -177,13 +178,13 @@ def _last_metrics(path: Path) -> dict[str, Any]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            continue  # it is being written
+            continue  # a line that is being written
         last = {**last, **record}
     return last
 
 
 def _step(last: dict[str, Any]) -> str:
-    """A stage that does not train has a record too, of its end only."""
+    """STEP/MAX_STEPS; empty for a stage that does not train, whose record has no max_steps."""
     return f"{last['step']}/{last['max_steps']}" if "max_steps" in last else ""
 
 

@@ -1,4 +1,4 @@
-"""What the stages of a chain have shown, for people: a line for each, and the table at the end. Imports no torch."""
+"""The results of a chain's stages: one line per stage, and the closing table. Imports no torch."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from ..runs.lineage import is_complete, read_lineage
 
 
 def closing_table(title: str, run_dirs: Mapping[str, Path], width: int = 160) -> str:
-    """What each stage (name -> run directory) was judged by, before it, after it and changed; then what it cost."""
+    """The measures of each stage (name -> run directory): before, after, change. Then the cost of each stage."""
     from rich.console import Console
     from rich.table import Table
 
@@ -34,12 +34,12 @@ def closing_table(title: str, run_dirs: Mapping[str, Path], width: int = 160) ->
 
 
 def result_line(run_dir: Path) -> str:
-    """What a complete stage has shown, in one line."""
+    """The results of a complete stage, in one line."""
     return "; ".join(f"{measure.title}: {measure.value}" for measure in headline(read_lineage(run_dir)))
 
 
 def _cost_line(name: str, run_dir: Path) -> str:
-    """Time, peak memory, trained parameters and the result's folder of a complete stage."""
+    """The time, peak memory, trained parameters and result folder of a complete stage."""
     lineage = read_lineage(run_dir)
     cost = lineage.cost
     gpu = "peak_gpu_bytes" in cost

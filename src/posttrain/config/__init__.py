@@ -1,1 +1,1 @@
-"""What a stage and a chain are told: read, every key known, every value checked. Imports no torch."""
+"""Configuration of stages and chains: every key known, every value checked. Imports no torch."""

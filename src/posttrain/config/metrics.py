@@ -1,7 +1,7 @@
-"""What a recipe measures: curves that are drawn while it trains, and numbers that a finished stage is judged by.
+"""What a recipe measures: curves during training, and the numbers by which a finished stage is judged.
 
 The report and the W&B workspace draw the same panels; the closing table, the report and the model card show the same
-measures. Each recipe's are in its row of the table of recipes (`recipes.py`). Imports no torch.
+measures. Each recipe lists its own in its row of the table (`recipes.py`). Imports no torch.
 """
 
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ class Panel:
 
     Attributes:
         title: its heading.
-        metrics: the trainer's own names (`loss`, `eval_loss`, `objective/kl`) or patterns of them, in drawing order.
-        unit: what the vertical axis counts; empty where the title says it.
+        metrics: the trainer's names (`loss`, `eval_loss`, `objective/kl`) or patterns of them, in drawing order.
+        unit: the unit of the vertical axis; empty if the title has it.
         over: the metric on the horizontal axis; None: the optimizer's step.
         stacked: whether the values are parts of a whole.
-        everywhere: False where it depends on the device whether the metrics are logged.
+        everywhere: False if the metrics are logged on some devices only.
     """
 
     title: str
@@ -33,7 +33,7 @@ class Panel:
     everywhere: bool = True
 
     def find(self, names: Iterable[str]) -> list[str]:
-        """The metrics of a log that belong here."""
+        """Those of `names` that this panel shows, in drawing order."""
         known = list(names)
         found = [sorted(n for n in known if fnmatchcase(n, pattern)) for pattern in self.metrics]
         return list(dict.fromkeys(name for several in found for name in several))
@@ -41,18 +41,18 @@ class Panel:
 
 @dataclass(frozen=True)
 class Measured:
-    """One number that a finished stage is judged by, and where its lineage keeps it.
+    """One number by which a finished stage is judged, and its place in the lineage.
 
     Attributes:
-        key: its name in the lineage's `metrics`. A paired one is in `metrics["after"]`, `["before"]` and `["change"]`.
-        name: how people read it.
-        kind: a share of something counted, a rate that is no share (F1), a plain number, or a count.
-        counted: (key, noun) of what it was measured on or made from: ("rows", "rows").
-        unit: of a plain number.
+        key: its name in the lineage's `metrics`; if paired, in `metrics["after"]`, `["before"]` and `["change"]`.
+        name: its name for people.
+        kind: a share of something counted, a rate that is not a share (F1), a plain number, or a count.
+        counted: what it was measured on or made from, as (key of the number, noun): ("rows", "rows").
+        unit: the unit of a plain number.
         paired: whether the stage's input was measured on the same rows, so that the change has an interval.
-        hub: the hub's name for this metric; empty: the model card's metadata leave it out.
-        split: the rows that it was measured on; None: the lineage says it, in `measured_on`.
-        headline: False for a detail, which only the report and the card show.
+        hub: the hub's name for this metric; if empty, the model card's metadata leave it out.
+        split: the rows that it was measured on; None: see the lineage's `measured_on`.
+        headline: False for a detail that only the report and the card show.
     """
 
     key: str

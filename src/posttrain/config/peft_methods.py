@@ -1,10 +1,10 @@
 """The one table of PEFT methods: what each can do, and what is refused before a model is loaded.
 
-Every recipe's configuration goes through `resolve`, every take-over of a policy through `check_takeover`, a chain's
-before its first stage. What is known to be wrong is an error with the reason and the nearest method that works; what
-can be made right (no checkpointing with a prefix, a merge where a method cannot go on) is done, and said in a note.
+`resolve` checks every recipe's configuration. `check_takeover` checks each start from another stage's adapter; a chain
+calls it before its first stage. What cannot work is an error with the reason and the nearest method that works. What
+can be corrected (no checkpointing with a prefix, merging if a method cannot continue) is corrected, with a note.
 
-The facts were measured on peft 0.21 and are tests: `tests/adapters/test_cells.py` runs every cell. Imports no torch.
+The facts were measured on peft 0.21; `tests/adapters/test_cells.py` tests every cell. Imports no torch.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from .recipes import RECIPES
 from .sections import AdapterSettings
 
-COMMAND_LINE = "the command line"  # where a key was written, in messages
+COMMAND_LINE = "the command line"  # in messages: the place where a key was written
 SFT, REWARD, DPO, PPO, NER = "sft", "reward", "dpo", "ppo", "ner"
 _LOW_RANK = frozenset({"r", "alpha", "target_modules", "modules_to_save"})
 _ALWAYS = frozenset({"method", "start"})
@@ -28,17 +28,17 @@ class Method:
 
     Attributes:
         title: its name and source.
-        peft_type: PEFT's; adapters of one type can share a model.
-        reads: the fields of `adapter` that it follows.
-        mergeable: it can be added into the base's weights.
-        identity: a fresh one changes nothing, so that "without adapter" is the policy that training starts from.
-        mutates_base: making one rewrites the base's weights: without adapter, the model is not the base.
-        prompt_learning: it adds virtual tokens, and touches no layer.
+        peft_type: PEFT's type; adapters of one type can share a model.
+        reads: the fields of `adapter` that it uses.
+        mergeable: it can be merged into the base's weights.
+        identity: a fresh adapter changes no output, so the model without it is the policy that training starts from.
+        mutates_base: creating it rewrites the base's weights: without the adapter, the model is not the base.
+        prompt_learning: it adds virtual tokens and changes no layer.
         checkpointing: it trains with gradient checkpointing.
-        copied_by_trl: TRL's own copy of the adapter, DPO's reference, is whole from the start (`copied_reference`).
-        continues: a next stage may train the same adapter on, with a frozen copy as its reference.
+        copied_by_trl: TRL's own copy of the adapter, DPO's reference, is complete from the start (`copied_reference`).
+        continues: the next stage may train the same adapter further, with a frozen copy as its reference.
         four_bit: it trains on a 4-bit base.
-        refused: recipe -> (why it is wrong there, the nearest method that works).
+        refused: recipe -> (why it cannot train that recipe, the nearest method that works).
     """
 
     title: str
@@ -63,21 +63,21 @@ class Method:
 
 
 _REFERENCE = (
-    "PPO's reference is the policy without its adapter, and this method rewrites the base that is then left",
+    "PPO's reference is the policy without its adapter, and this method rewrites the base that remains",
     "lora",
 )
 
-_NO_LAYERS = ("PPO's roles are adapters of layers, and virtual tokens are none", "lora")
+_NO_LAYERS = ("PPO's roles are adapters on layers, and virtual tokens are not in layers", "lora")
 
 _POOLED = (
-    "its virtual tokens go in as embeddings, where transformers cannot see padding and pools the score at the last "
-    "place, pad or not: five pads moved a score by up to 1.7",
+    "its virtual tokens are passed as embeddings, in which transformers cannot see padding: it takes the score at the "
+    "last position, pad or not, and five pads moved a score by up to 1.7",
     "p_tuning_v2",
 )
 
 _LOST_ENCODER = (
-    "only its final embeddings are saved, not the encoder that is trained: it cannot go on from a policy, and a fresh "
-    "one is another policy than the reference",
+    "only its final embeddings are saved, not the encoder that is trained: it cannot continue from a policy, and a "
+    "fresh one is not the same policy as the reference",
 )
 
 _VIRTUAL: dict[str, Any] = {
@@ -98,7 +98,7 @@ METHODS: dict[str, Method] = {
     ),
     "adalora": Method(
         "AdaLoRA (Zhang et al., 2023)", "ADALORA", _LOW_RANK | {"dropout"}, continues=False,
-        refused={PPO: ("it shares ranks out by one loss's gradients, and PPO's loss is another every rollout", "lora")},
+        refused={PPO: ("it distributes ranks by one loss's gradients, and PPO's loss changes per rollout", "lora")},
     ),
     "ia3": Method(
         "(IA)3 (Liu et al., 2022)", "IA3", frozenset({"target_modules", "modules_to_save"}), copied_by_trl=False
@@ -145,10 +145,10 @@ METHODS: dict[str, Method] = {
 def resolve(
     recipe: str, settings: AdapterSettings, values: dict[str, Any], *, given: Mapping[str, str], has_policy: bool
 ) -> tuple[AdapterSettings, list[str]]:
-    """The adapter settings that a stage will follow, and notes of what was changed; `values` is changed in place.
+    """The adapter settings that a stage will use, and notes of what was changed; `values` is changed in place.
 
-    `given` says where each key was written. Something that the user wrote beside the method and that it cannot follow
-    is an error; a default, or what a file says while the command line names another method, gives way with a note.
+    `given` says where each key was written. A key that was written together with the method, and that the method cannot
+    use, is an error. A default is replaced, with a note; so is a file's key if the command line names another method.
     Raises ConfigError.
     """
     method, name = METHODS[settings.method], settings.method
@@ -165,14 +165,14 @@ def resolve(
         if not _gives_way(f"adapter.{key}", given):
             reads = ", ".join(sorted(method.reads)) or "nothing"
             raise ConfigError(
-                f"{given[f'adapter.{key}']}: adapter.{key} means nothing to {name}, which reads {reads}; leave it out"
+                f"{given[f'adapter.{key}']}: {name} does not use adapter.{key}, only {reads}; leave it out"
             )
-        notes.append(f"adapter.{key} of {given[f'adapter.{key}']} is left out: it means nothing to {name}")
+        notes.append(f"adapter.{key} of {given[f'adapter.{key}']} is left out: {name} does not use it")
     defaults = AdapterSettings()
     settings = dataclasses.replace(settings, **{key: getattr(defaults, key) for key in unread})
 
     if not method.checkpointing:
-        why = "the prefix sits in a cache, which checkpointing does without"
+        why = "the prefix is in the key-value cache, which checkpointing does not use"
         for key in ("gradient_checkpointing", "activation_checkpointing"):
             if values.get(key):
                 raise ConfigError(f"{given[key]}: {key}: true does not work with {name}: {why}; set it to false")
@@ -186,19 +186,25 @@ def resolve(
     goes_on = has_policy and settings.start == "continue" and method.continues
     if recipe == DPO and values.get("precompute_ref_log_probs") and goes_on and not method.copied_by_trl:
         raise ConfigError(
-            f"precompute_ref_log_probs: TRL computes them before the reference of {name} is whole (adapter.start: "
+            f"precompute_ref_log_probs: TRL computes them before the reference of {name} is complete (adapter.start: "
             "continue); use adapter.start: merge, or set it to false"
         )
     if values.get("load_in_4bit") and not method.four_bit:
         raise ConfigError(f"adapter.method: {name} does not train on 4-bit weights; use lora, or load_in_4bit: false")
 
     if values.get("use_vllm") and not method.mergeable and name != "none":
-        raise ConfigError(f"use_vllm: vLLM gets a policy's weights merged, and {name} cannot be; set it to false")
+        raise ConfigError(
+            f"use_vllm: vLLM gets the policy merged into its base, and {name} cannot be merged; set it to false"
+        )
 
     if has_policy and settings.start == "continue" and not method.continues and method.mergeable:
         if values.get("load_in_4bit"):
-            raise ConfigError(f"adapter.method: {name} cannot go on from a policy on 4-bit weights; use lora")
-        why = "a second adapter beside it would rewrite the base again" if method.mutates_base else "it trains one only"
+            raise ConfigError(f"adapter.method: {name} cannot continue from a policy on 4-bit weights; use lora")
+        why = (
+            "a second adapter beside it would rewrite the base again"
+            if method.mutates_base
+            else "PEFT trains one such adapter per model"
+        )
         if "adapter.start" in given and not _gives_way("adapter.start", given):
             raise ConfigError(
                 f"{given['adapter.start']}: adapter.start: continue is wrong for {name}: {why}; use merge"
@@ -207,22 +213,22 @@ def resolve(
         notes.append(f"adapter.start is merge, not continue, for {name}: {why}")
     if recipe == DPO and not method.identity and not (has_policy and settings.start == "continue"):
         raise ConfigError(
-            f"adapter.method: {name}: a fresh one is another policy than the one without it, which would be DPO's "
-            "reference; go on from an inputs.policy of the same method (adapter.start: continue), or use lora"
+            f"adapter.method: a fresh {name} adapter changes the policy, and DPO's reference would be the model "
+            "without it; continue from an inputs.policy of the same method (adapter.start: continue), or use lora"
         )
     return settings, notes
 
 
 def _gives_way(key: str, given: Mapping[str, str]) -> bool:
-    """Whether a key was written for another method: in a file, while the command line names the method."""
+    """Whether a key was written for another method: it is in a file, and the command line names the method."""
     method_at = given.get("adapter.method")
     return method_at == COMMAND_LINE and given[key] != method_at
 
 
 def check_takeover(source: str, parent: Mapping[str, Any], child: AdapterSettings) -> None:
-    """Whether a stage with `child` can start from a policy that was made with the adapter `parent`. Raises ConfigError.
+    """Check that a stage with `child` can start from a policy with `parent`. Raises ConfigError.
 
-    `parent` is the `adapter` group of that stage's configuration; `source` names it in the message.
+    `parent` is the `adapter` group of the configuration that made the policy; `source` names that run in the message.
     """
     name = parent["method"]
     method = METHODS[name]
@@ -230,26 +236,26 @@ def check_takeover(source: str, parent: Mapping[str, Any], child: AdapterSetting
         return
     if child.start == "merge" or child.method == "none":
         if not method.mergeable:
-            go_on = f"go on with adapter: {{method: {name}, start: continue}}, or " if method.continues else ""
+            go_on = f"continue with adapter: {{method: {name}, start: continue}}, or " if method.continues else ""
             raise ConfigError(
                 f"{source} was made with {name}, which cannot be merged into its base; {go_on}train it with lora"
             )
         return
     if not method.continues:
         instead = "use adapter.start: merge" if method.mergeable else "and it cannot be merged: train it with lora"
-        raise ConfigError(f"{source} was made with {name}, which another stage cannot train on; {instead}")
+        raise ConfigError(f"{source} was made with {name}, which another stage cannot continue; {instead}")
     for key in ("method", *sorted(method.reads - {"dropout"})):
         wanted, got = getattr(child, key), parent[key]
         if wanted != got and wanted is not None:
             other = ", or adapter.start: merge" if method.mergeable else ""
             raise ConfigError(
-                f"adapter.{key} is {wanted}, but adapter.start: continue trains the adapter of {source} on, whose "
+                f"adapter.{key} is {wanted}, but adapter.start: continue trains the adapter of {source} further, whose "
                 f"{key} is {got}; set adapter.{key}: {got}{other}"
             )
 
 
 def method_of(peft_config: Any) -> str:
-    """The name in the table of a PEFT configuration."""
+    """The name of a PEFT configuration's method in the table."""
     kind = str(getattr(peft_config.peft_type, "value", peft_config.peft_type))
     if kind == "LORA":
         made = peft_config.init_lora_weights

@@ -1,4 +1,4 @@
-"""The one table of recipes: all that is known about one stands in its row.
+"""The table of recipes. Each row has everything that is known about one recipe.
 
 Configuration, rows, PEFT methods, launch checks, the model card, the report, the closing table and the W&B workspace
 read it. A new recipe on one of TRL's trainers is a row here, a script in `recipes/` and a test: CONTRIBUTING.md goes
@@ -32,27 +32,27 @@ from .sections import (
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is known about one recipe.
+    """One row of the table.
 
     Attributes:
         title: what it does, as a phrase after "by".
         label: a short name, for headings.
-        makes: what a finished stage is to the next one.
+        makes: the kind of result that a finished stage gives to the next one.
         sections: the dataclasses of settings whose fields are its flat keys.
-        groups: the keys that hold several: `adapter`, `gates`.
-        inputs: the roles of earlier stages that it may start from.
-        formats: of the rows it trains on or draws from, after normalisation; () where it reads no rows in these.
-        paper: where the method is from; empty where there is none.
-        trainer: (module, name) of its configuration class; None where it trains nothing.
-        by_trl: whether the trainer is one of TRL's own.
-        defaults: where it leaves the defaults of its configuration class.
-        ranges: accepted values of the configuration class's keys, beside SHARED_RANGES.
-        draws: whether its trainer draws completions.
+        groups: the keys that hold a mapping: `adapter`, `gates`.
+        inputs: the roles of earlier stages that it may take as inputs.
+        formats: row formats that it takes, after normalisation; () if it does not read rows in these formats.
+        paper: the source of the method, or empty.
+        trainer: (module, name) of its trainer's configuration class; None if it trains nothing.
+        by_trl: whether the trainer is one of TRL's.
+        defaults: its own defaults, in place of the configuration class's.
+        ranges: accepted values of the configuration class's keys, in addition to SHARED_RANGES.
+        draws: whether its trainer samples completions.
         pairs: whether a row is two sequences, chosen and rejected.
-        several_processes: False where every process would do all of the work.
-        refuses: strategy -> why it cannot run under it, and what to use.
-        measures: what a finished stage is judged by, the headline first.
-        panels: what is drawn while it trains, the most telling first.
+        several_processes: False if every process would do all of the work.
+        refuses: strategy -> why it cannot be used, and what to use instead.
+        measures: the numbers by which a finished stage is judged, the headline first.
+        panels: the charts of its training, the most important first.
     """
 
     title: str
@@ -76,19 +76,19 @@ class Recipe:
 
     @property
     def answers_prompts(self) -> bool:
-        """Whether a finished stage has answered test rows, so that stages can be set side by side."""
+        """Whether a finished stage has answered the test rows, so that stages can be compared row by row."""
         return any(measure.paired for measure in self.measures)
 
     @property
     def all_panels(self) -> tuple[Panel, ...]:
-        """Its own panels, and those of speed, memory and energy. None for a recipe that trains nothing."""
+        """Its own panels, and those of speed, memory and energy; empty for a recipe that trains nothing."""
         if self.trainer is None:
             return ()
         return (*self.panels, GRADIENT, LEARNING_RATE, *([ROLLOUT_SPEED] if self.draws else []), *SPEED)
 
 
-# Where we leave TRL's defaults. `bf16` is decided by the hardware when nobody says (`models/precision.py`), since TRL's
-# unconditional True is an error on a CPU; the rest makes a run quiet, resumable and comparable.
+# Defaults that differ from TRL's. An unset `bf16` is decided by the hardware (`models/precision.py`), since TRL's True
+# is an error on a CPU; the others make a run quiet, resumable and comparable.
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "bf16": None,
     "disable_tqdm": True,
@@ -100,7 +100,7 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "seed": 42,
 }
 
-# TRL and transformers check little of a value's range, and late. These are the ones whose mistakes cost a run.
+# TRL and transformers check few ranges, and late. A value outside of these would waste a run.
 SHARED_RANGES: dict[str, dict[str, float]] = {
     "learning_rate": {"above": 0},
     "per_device_train_batch_size": {"min": 1},
@@ -115,7 +115,7 @@ SHARED_RANGES: dict[str, dict[str, float]] = {
     "seed": {"min": 0},
 }
 
-# Keys of the trainers' configuration classes that no recipe follows -> what to do instead. They are unknown keys.
+# Keys of the trainers' configuration classes that no recipe uses -> what to do instead. They are refused.
 UNUSED = {
     "resume_from_checkpoint": "a stage resumes by itself from the last whole checkpoint in its output_dir",
     "model_init_kwargs": "set dtype, attn_implementation, model_revision or load_in_4bit",

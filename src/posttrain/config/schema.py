@@ -1,9 +1,9 @@
-"""Which keys a configuration class knows, and of which type, read from its source without importing it.
+"""The fields of a configuration class and their types, read from its source without importing it.
 
 Importing TRL's configuration classes imports torch and transformers: seconds before a typo can be reported, and more
 than a login node wants to load. Their fields are plain annotated assignments, so `ast` finds them in milliseconds.
 
-Left out: what `__post_init__` of those classes checks. It runs when the recipe builds the real object.
+Not read: the checks in `__post_init__` of those classes. They run when the recipe builds the real object.
 """
 
 import ast
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ..errors import ConfigError
 
-# The names that may occur in an annotation; any other (an enum, a class of the library) is not checked here.
+# The names that are understood in an annotation; any other (an enum, a class of the library) is not checked here.
 _TYPES: dict[str, Any] = {
     "int": int,
     "float": float,
@@ -95,13 +95,13 @@ def coerce(value: Any, type_: Any) -> Any:
     """Return `value` as `type_`, accepting what YAML and a shell can write for it; raise ValueError otherwise.
 
     YAML reads `1e-3` as text and a shell has only text, so text is read as a number where a number is wanted. A float
-    is never cut to an int, and 0 or 1 are no booleans.
+    is never truncated to an int, and 0 and 1 are not booleans.
     """
     if type_ is Any:
         return value
     origin = typing.get_origin(type_)
     if origin in (typing.Union, types.UnionType):
-        # The narrow types first: "true" is a bool before it is a string, and a word is no list of one.
+        # Narrow types first: "true" is read as a bool rather than a string, and a word is not a list of one.
         members = sorted(typing.get_args(type_), key=_breadth)
         if isinstance(value, str) and "," not in value and str in members:
             members = [m for m in members if (typing.get_origin(m) or m) not in (list, tuple)]

@@ -1,6 +1,6 @@
-"""What a recipe can be told beside its trainer's keys: dataclasses of settings. `recipes.py` says which has which.
+"""Settings of a recipe beside its trainer's keys, as dataclasses. `recipes.py` says which recipe has which.
 
-Left out: TRL's `ModelConfig`, whose `lora_*` and `use_peft` fields would be a second place for what `adapter` says.
+Not used: TRL's `ModelConfig`, whose `lora_*` and `use_peft` fields would repeat the settings in `adapter`.
 """
 
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which base model, and how it is held in memory."""
+    """The base model, and how it is loaded."""
 
     model_name_or_path: str = ""
     model_revision: str | None = None
@@ -22,13 +22,13 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class ParallelSettings:
-    """How one model is split over processes; copies of it take the rest: num_processes / (tensor x pipeline).
+    """How one model is split over processes. The number of data-parallel copies is num_processes / (tensor x pipeline).
 
-    The accelerate config says how many processes there are. What can be split is in parallel/layout.py.
+    The accelerate config has num_processes. `distributed/split/layout.py` says which models can be split.
     """
 
     tensor_parallel_size: int = field(default=1, metadata={"min": 1})  # processes that share each layer
-    pipeline_parallel_size: int = field(default=1, metadata={"min": 1})  # stages, each of neighbouring layers
+    pipeline_parallel_size: int = field(default=1, metadata={"min": 1})  # stages, each a run of consecutive layers
     pipeline_schedule: Literal["1f1b", "gpipe"] = "1f1b"  # Narayanan et al., 2019; Huang et al., 2019
     pipeline_micro_batches: int = field(default=4, metadata={"min": 1})  # parts of per_device_train_batch_size
 
@@ -37,7 +37,7 @@ class ParallelSettings:
 class DataSettings:
     """Where the rows come from. A file is .json, .jsonl (.gz), .csv or .parquet, or a folder of them.
 
-    `train_file` may be a list of `{path, weight}`: weights are the expected shares of rows drawn from each file.
+    `train_file` may be a list of `{path, weight}`: a weight is the expected share of rows from that file.
     """
 
     train_file: Any = None
@@ -53,7 +53,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    """Held-out rows that are measured while a stage trains, or when it ends: a file, or a split of the hub dataset."""
+    """Held-out rows for evaluation during training or at its end: a file, or a split of the hub dataset."""
 
     validation_file: Any = None
     dataset_test_split: str | None = None
@@ -70,7 +70,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How completions are drawn outside of a trainer."""
+    """How completions are sampled outside of a trainer."""
 
     max_new_tokens: int = field(default=64, metadata={"min": 1})
     generation_batch_size: int = field(default=64, metadata={"min": 1})
@@ -79,40 +79,40 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Of a recipe without a trainer, whose configuration class has no `output_dir`."""
+    """Settings of a recipe without a trainer: `output_dir` is otherwise a key of the trainer's class."""
 
     output_dir: str = ""
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Drawing several completions per prompt and ranking them into preference pairs."""
+    """Sampling several completions per prompt, and ranking them into preference pairs."""
 
     num_samples: int = field(default=8, metadata={"min": 2})
     temperature: float = field(default=1.0, metadata={"above": 0})
     top_p: float = field(default=1.0, metadata={"above": 0, "max": 1})
-    verifier: str | None = None  # exact_match | regex:PATTERN | module:function; none when a reward model scores
+    verifier: str | None = None  # exact_match | regex:PATTERN | module:function; null if a reward model scores
     pairs_per_prompt: int = field(default=1, metadata={"min": 1})
     validation_share: float = field(default=0.1, metadata={"min": 0, "max": 0.5})
 
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """What PPO's rewards are, beside the reward model of `inputs.reward`."""
+    """PPO's rewards other than the reward model of `inputs.reward`."""
 
     verifier: str | None = None  # exact_match | regex:PATTERN | module:function
 
 
 @dataclass(frozen=True)
 class TrackingSettings:
-    """Which dashboards a stage feeds beside its own record (tracking/choice.py says what unset ones become)."""
+    """The dashboards that a stage reports to, beside its own record. Defaults: see `tracking/select.py`."""
 
     report_to: list[Literal["none", "trackio", "wandb"]] | Literal["none", "trackio", "wandb"] | None = None
-    project: str | None = None  # none: WANDB_PROJECT, else posttrain; trackio's is the chain
-    run_name: str | None = None  # none: the stage's
+    project: str | None = None  # null: WANDB_PROJECT, else posttrain; trackio's project is the chain
+    run_name: str | None = None  # null: the stage's name
     wandb_mode: Literal["online", "offline", "disabled"] | None = None
     wandb_entity: str | None = None
-    # What an online run's artifact holds: lineage.json, which has the hash of each file, or the files too.
+    # Content of an online run's artifact: lineage.json, which has the hash of each file; or the files too.
     wandb_artifacts: Literal["lineage", "files", "none"] = "lineage"
 
 
@@ -120,31 +120,31 @@ class TrackingSettings:
 class NerDataSettings:
     """How files of tagged sentences are read. Anything but .json, .jsonl (.gz) and .parquet is read as columns."""
 
-    # Columns: one token a line, a blank line after a sentence. Indices are from 0, negative ones from the end.
+    # Columns: one token per line, a blank line after a sentence. Indices start at 0; negative ones count from the end.
     token_column: int = 0
     tag_column: int = -1
-    separator: Literal["auto", "tab", "space"] = "auto"  # auto: what the first token line has
+    separator: Literal["auto", "tab", "space"] = "auto"  # auto: as in the first line with a token
     encoding: str = "utf-8"  # of columns only: JSON is UTF-8 by its standard
-    strip_segmentation: bool = False  # Weibo NER: "科0" is the character 科 at place 0 of its word
+    strip_segmentation: bool = False  # Weibo NER: "科0" is the character 科 at position 0 of its word
 
-    # Rows, in files and on the hub: tokens with a tag each, or text with character spans.
+    # Rows, in files and on the hub: tokens with one tag each, or text with character spans.
     tokens_key: str = "tokens"
-    tags_key: str | None = None  # none: tags, ner_tags or labels, whichever there is
+    tags_key: str | None = None  # null: tags, ner_tags or labels, whichever the row has
     text_key: str = "text"
-    spans_key: str | None = None  # none: entities, spans, label or labels
+    spans_key: str | None = None  # null: entities, spans, label or labels, whichever the row has
 
     tag_scheme: Literal["auto", "bio", "iob1", "bioes", "bmes", "io"] = "auto"
-    # Tags in an order that the scheme forbids. repair: as conlleval reads them (tags.py).
+    # Tags in an order that the scheme forbids. repair: read them as conlleval does (ner/tags.py).
     on_bad_tags: Literal["stop", "repair"] = "stop"
-    # Everything else that is wrong with a row or a sentence.
+    # Any other error in a row or a sentence.
     on_bad_row: Literal["stop", "skip"] = "stop"
-    # A type in validation or test data that the training data never has. outside: its entities become O.
+    # A type that occurs in validation or test data only. outside: its entities become O.
     on_unseen_tag: Literal["stop", "outside"] = "stop"
 
 
 @dataclass(frozen=True)
 class NerSettings:
-    """Where the sentences of the recipe `ner` come from, and what becomes of long ones."""
+    """The sentences of the recipe `ner`, and how long ones are split."""
 
     train_file: Any = None  # a path, or a list of paths
     validation_file: Any = None
@@ -155,14 +155,14 @@ class NerSettings:
     dataset_validation_split: str | None = None
     dataset_test_split: str | None = None
     max_train_rows: int | None = field(default=None, metadata={"min": 1})
-    max_length: int = field(default=256, metadata={"min": 8})  # tokens of one window, [CLS] and [SEP] included
+    max_length: int = field(default=256, metadata={"min": 8})  # tokens per window, [CLS] and [SEP] included
     long_sentences: Literal["window", "cut"] = "window"
     window_overlap: int = field(default=32, metadata={"min": 0})  # tokens that neighbouring windows share
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """Group `adapter`. What each method reads, and what it can do, is in methods.py."""
+    """Group `adapter`. `peft_methods.py` says which fields each method uses, and what it can do."""
 
     method: Literal[
         "lora", "rslora", "dora", "pissa", "olora", "adalora", "ia3", "vera", "oft", "boft", "loha", "lokr",
@@ -174,15 +174,15 @@ class AdapterSettings:
     target_modules: Any = None  # a list of names, all-linear, or null: the method's own choice
     modules_to_save: list[str] | None = None
     num_virtual_tokens: int = field(default=20, metadata={"min": 1})
-    encoder_hidden_size: int | None = field(default=None, metadata={"min": 1})  # of what makes virtual tokens
+    encoder_hidden_size: int | None = field(default=None, metadata={"min": 1})  # of the encoder of virtual tokens
     reduction_factor: int = field(default=16, metadata={"min": 2})  # hidden size over bottleneck size
     block_size: int = field(default=32, metadata={"min": 2})  # of OFT and BOFT; must divide every target's input size
-    start: Literal["continue", "merge"] = "continue"  # how a stage takes over its input's adapter
+    start: Literal["continue", "merge"] = "continue"  # how a stage starts from its input's adapter
 
 
 @dataclass(frozen=True)
 class PolicyGates:
-    """Group `gates` of a recipe that makes a policy: what it must prove before a next stage may build on it."""
+    """Group `gates` of a recipe that trains a policy: checks that it must pass before the next stage may use it."""
 
     stops: float | None = field(default=None, metadata={"min": 0, "max": 1})  # share of completions that end by EOS
 

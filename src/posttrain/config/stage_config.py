@@ -1,4 +1,4 @@
-"""What a stage is told: read, every key known, every value checked.
+"""The configuration of one stage: YAML and command line, merged and checked.
 
 A stage's file is flat YAML. Its keys are the fields of TRL's class for that recipe (`learning_rate`, `beta`, ...), the
 fields of the dataclasses in sections.py, and three groups: `adapter`, `gates` and `inputs`. The command line overrides
@@ -25,7 +25,7 @@ from .sections import AdapterSettings, ModelSettings
 from .split_rules import check_settings
 from .values import check_value, flatten, read_yaml
 
-# Keys that change where or how often a run reports, never what it computes: no part of a stage's identity.
+# Keys that change where or how often a run reports, but not its result. They are not part of the stage's key.
 UNKEYED = {
     "output_dir", "logging_steps", "logging_first_step", "logging_dir", "report_to", "run_name", "project",
     "wandb_mode", "wandb_entity", "wandb_artifacts", "disable_tqdm", "save_steps", "save_strategy", "save_total_limit",
@@ -41,14 +41,14 @@ class StageConfig:
     """One stage's effective configuration: every value is checked, every key is known."""
 
     recipe: str
-    values: Mapping[str, Any]  # flat keys: TRL's, and those of our parts
+    values: Mapping[str, Any]  # flat keys: the trainer's, and those of sections.py
     groups: Mapping[str, Any]  # adapter, gates: instances of their dataclass
     inputs: Mapping[str, str]  # role -> run directory
-    source: str  # the file it was read from, for messages
-    notes: tuple[str, ...] = ()  # what was settled in another way than a default or a file says
+    source: str  # the file that it was read from, for messages
+    notes: tuple[str, ...] = ()  # where a default or a file was overruled
 
     def part(self, cls: type[T]) -> T:
-        """The settings of one of our dataclasses: `config.part(DataSettings)`, `config.part(PolicyGates)`."""
+        """The settings of one dataclass of sections.py: `config.part(DataSettings)`, `config.part(PolicyGates)`."""
         for group in self.groups.values():
             if isinstance(group, cls):
                 return group
@@ -64,12 +64,12 @@ class StageConfig:
         return Path(self.values["output_dir"])
 
     def trainer_values(self) -> dict[str, Any]:
-        """The values that belong to TRL's configuration class."""
+        """The values that belong to the trainer's configuration class."""
         known = fields_of(*trainer_class(self.recipe))
         return {k: v for k, v in self.values.items() if k in known}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as it would be written in one YAML file."""
+        """The whole configuration, as in one YAML file."""
         flat = dict(sorted(self.values.items()))
         for name, group in self.groups.items():
             flat[name] = dataclasses.asdict(group)
@@ -77,18 +77,18 @@ class StageConfig:
         return flat
 
     def key_material(self) -> dict[str, Any]:
-        """What this configuration adds to the stage's key: all that changes the result, nothing else."""
+        """What goes into the stage's key: all that changes the result, and nothing else."""
         kept = {k: v for k, v in self.to_dict().items() if k not in UNKEYED and k != "inputs"}
         return {"recipe": self.recipe, **kept}
 
     def write(self, path: Path) -> None:
-        """As one YAML file, less secrets: it lies beside results that are given away."""
+        """Write one YAML file without secrets, since it is shared together with the result."""
         document = redact_values({"recipe": self.recipe, **self.to_dict()})
         path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
 
 def changed_keys(recorded: Mapping[str, Any], config: StageConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (value then, value now), of the keys that count, where a recorded configuration has another value.
+    """Dotted key -> (value then, value now), for keys of the stage's key whose recorded value differs.
 
     `recorded` is the `config` of a lineage.
     """
@@ -136,7 +136,7 @@ def parse_args(recipe: str, argv: Sequence[str]) -> StageConfig:
 
 
 def _from_shell(text: str) -> Any:
-    """Lists and mappings are written as YAML flow on the command line; everything else stays text for `coerce`."""
+    """Read lists and mappings, which are written as YAML flow on the command line; all else stays text for `coerce`."""
     if text[:1] in "[{" and text:
         try:
             return yaml.safe_load(text)
@@ -196,7 +196,7 @@ def build(
 
 
 def _check_untrained(recipe: str, written: Mapping[str, str]) -> None:
-    """A stage that only uses a policy loads it as it was trained. Raises ConfigError for a key that says otherwise."""
+    """Refuse model settings of a stage that only uses a policy, loaded as it was trained. Raises ConfigError."""
     for name in sorted({f.name for f in dataclasses.fields(ModelSettings)} - {"model_name_or_path"}):
         if name in written:
             raise ConfigError(
@@ -206,7 +206,7 @@ def _check_untrained(recipe: str, written: Mapping[str, str]) -> None:
 
 
 def known_keys(recipe: str) -> dict[str, Any]:
-    """Every key that a recipe's configuration knows, with its type; keys of a group are dotted."""
+    """Every key of a recipe's configuration, with its type; keys of a group are dotted."""
     if recipe not in RECIPES:
         raise ConfigError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
     spec = RECIPES[recipe]
@@ -236,7 +236,7 @@ def _unknown_key(key: str, types: Mapping[str, Any], where: str, recipe: str) ->
         return f"{where}: unknown key {key!r}; it is a key of {', '.join(others)}, and {recipe} has no use for it"
     near = difflib.get_close_matches(key, types, n=1, cutoff=0.6)
     if not near:
-        # `r: 8` at the top belongs into the group: look at the last word of each key as well.
+        # `r: 8` at the top level belongs into a group: compare the last part of each key as well.
         near = [known for known in types if "." in known and known.split(".")[-1] == key.split(".")[-1]][:1]
     hint = f"did you mean {near[0]!r}?" if near else f"`posttrain keys {recipe}` lists the {len(types)} known ones"
     return f"{where}: unknown key {key!r}; {hint}"

@@ -1,4 +1,4 @@
-"""YAML files, keys and values: read, and checked with a message that says where. Imports no torch."""
+"""Reads YAML files and checks keys and values; messages say where. Imports no torch."""
 
 import difflib
 import os
@@ -13,7 +13,7 @@ from .schema import coerce, describe
 
 
 def check_keys(mapping: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Raise ConfigError for a key that is not `known`, with the nearest one."""
+    """Raise ConfigError for a key that is not in `known`, and suggest the nearest one."""
     names = sorted(known)
     for key in mapping:
         if key not in names:
@@ -23,7 +23,7 @@ def check_keys(mapping: Mapping[str, Any], known: Iterable[str], where: str) -> 
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML mapping. Raises ConfigError naming the file, and the line where it is broken."""
+    """Read one YAML mapping. Raises ConfigError that names the file, and the line of a syntax error."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

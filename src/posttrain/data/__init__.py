@@ -1,1 +1,1 @@
-"""Rows: from files and hub ids to the columns that trainers read."""
+"""Rows: read from files and hub datasets, and converted to the columns that trainers read."""

@@ -1,4 +1,4 @@
-"""A prompt, a completion, a conversation: checked, joined, and rendered as TRL's trainers render it."""
+"""Prompts, completions and conversations: checked, joined, and tokenised as TRL's trainers do."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ _ROLES = ("system", "user", "assistant", "tool")
 
 
 def require_text(value: Any, name: str) -> str:
-    """`value`, which is text and not blank; else DataError names the field."""
+    """Return `value` if it is text and not blank. Raises DataError that names the field."""
     if not isinstance(value, str):
         raise DataError(f"{name}: expected text, got {type(value).__name__} {value!r:.60}")
     if not value.strip():
@@ -34,9 +34,9 @@ def _same_kind(row: Row, name: str, prompt: Any) -> Any:
 
 
 def _conversation(messages: Any, name: str, *, ends: str, opened: bool = False) -> list[dict[str, str]]:
-    """Messages whose roles are in order: an optional system turn, then user and assistant in turn, closed by `ends`.
+    """Check the roles: an optional system turn, then user and assistant alternately, the last turn by `ends`.
 
-    `opened` means that the prompt came before, so the first turn is the assistant's. Tool turns may stand anywhere.
+    With `opened` a prompt came before, so the first turn is the assistant's. Tool turns may occur anywhere.
     """
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{name}: expected a list of messages, got {messages!r:.60}")
@@ -53,7 +53,7 @@ def _conversation(messages: Any, name: str, *, ends: str, opened: bool = False) 
             raise DataError(f"{where}.content: expected text, got {type(content).__name__}")
         if role == "system":
             if i != 0 or opened:
-                raise DataError(f"{where}.role: a system turn stands first or nowhere")
+                raise DataError(f"{where}.role: a system turn is allowed only at the beginning")
         elif role != "tool":
             if role != expected:
                 raise DataError(f"{where}.role: expected {expected!r}, got {role!r}: roles are out of order")
@@ -72,7 +72,7 @@ def text_of(turns: Any) -> str:
 
 
 def as_turn(prompt: Any, text: str) -> Any:
-    """A completion's text in the kind of its prompt: plain, or one assistant message."""
+    """A completion's text in the form of its prompt: plain text, or one assistant message."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 

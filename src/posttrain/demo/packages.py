@@ -1,4 +1,4 @@
-"""Where the demos find what PyPI packages bring along, and keep what they make of it."""
+"""Where the demos find files of PyPI packages, and cache what they make from them."""
 
 import importlib.metadata
 import os

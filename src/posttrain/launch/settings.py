@@ -1,11 +1,11 @@
-"""What a chain says about its launch: `launch:` for all its stages, `stages.NAME.launch:` for one.
+"""The launch settings of a chain: `launch:` for all its stages, `stages.NAME.launch:` for one.
 
     launch:
       accelerate_config: ddp.yaml
       slurm: {partition: gpu, account: lab, nodes: 2, gpus_per_node: 8, time: "12:00:00"}
 
 A stage's values replace the chain's key by key (`environment` name by name). Everything is checked when the chain is
-read: what Slurm would find out after a night in the queue is found out here. Imports no torch.
+read, so that an error does not show only after a night in the queue. Imports no torch.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from ..errors import ConfigError
 from .accelerate import accelerate_config, check_config
 
 KEYS = ("accelerate_config", "slurm")
-_PROCESS_PER_GPU = {"MULTI_GPU", "DEEPSPEED", "FSDP"}  # what torchrun starts on several nodes
+_PROCESS_PER_GPU = {"MULTI_GPU", "DEEPSPEED", "FSDP"}  # types that torchrun starts on several nodes
 _WORD = re.compile(r"[\w.,:@%+=&|()\[\]*/-]+")
 _TIME = re.compile(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2}")  # minutes | m:s | h:m:s | days-h[:m[:s]]
 _SECRET = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
 
-# Options of sbatch that the script sets itself, with the key that sets them, or why it must.
+# Options of sbatch that the script sets itself -> the key that sets them; empty: no key does.
 _OURS = {
     "nodes": "nodes", "N": "nodes", "gpus-per-node": "gpus_per_node", "G": "gpus_per_node", "gpus": "gpus_per_node",
     "gres": "gpus_per_node", "cpus-per-task": "cpus_per_task", "c": "cpus_per_task", "time": "time", "t": "time",
@@ -42,20 +42,22 @@ _OURS = {
 
 @dataclass(frozen=True)
 class SlurmSettings:
-    """Group `launch.slurm`: what a stage asks of Slurm, and how its job behaves there."""
+    """Group `launch.slurm`: the resources of a stage, and how its job is run and requeued."""
 
     partition: str | None = None
     account: str | None = None
     nodes: int = field(default=1, metadata={"min": 1})
-    gpus_per_node: int = field(default=0, metadata={"min": 0})  # one process a GPU; without, one process a node
-    cpus_per_task: int | None = field(default=None, metadata={"min": 1})  # of a node: all its processes share them
-    time: str | None = None  # as sbatch takes it: "30", "12:00:00", "2-00"
+    gpus_per_node: int = field(default=0, metadata={"min": 0})  # one process per GPU; with 0, one process per node
+    cpus_per_task: int | None = field(default=None, metadata={"min": 1})  # per node: all its processes share them
+    time: str | None = None  # in sbatch's formats: "30", "12:00:00", "2-00"
     constraint: str | None = None
     modules: list[str] = field(default_factory=list)  # `module load`, in this order
-    environment: dict[str, Any] = field(default_factory=dict)  # exported; secrets belong into your shell
-    container: str | None = None  # a command before the step's own, e.g. `apptainer exec --nv image.sif`
+    environment: dict[str, Any] = field(default_factory=dict)  # exported; put secrets into your shell instead
+    container: str | None = None  # a command in front of the step's, e.g. `apptainer exec --nv image.sif`
     extra: list[str] = field(default_factory=list)  # more `#SBATCH` lines: ["--qos=high", "--exclusive"]
-    signal_s: int = field(default=300, metadata={"min": 60})  # before the end: a step and a checkpoint must fit in
+    signal_s: int = field(
+        default=300, metadata={"min": 60}
+    )  # before the time limit; enough for a training step and a checkpoint
     max_failures: int = field(default=3, metadata={"min": 0})  # requeues after a failure; preemptions do not count
     preflight_s: int = field(default=300, metadata={"min": 1})  # how long nodes wait for each other at the start
 
@@ -74,7 +76,7 @@ class LaunchSettings:
 
     accelerate_config: Path
     slurm: SlurmSettings | None = None
-    named: bool = True  # the config was chosen by somebody; else it is one process, on a GPU where there is one
+    named: bool = True  # False: no config was chosen; one process, on a GPU if there is one
 
     @property
     def distributed_type(self) -> str:
@@ -82,7 +84,7 @@ class LaunchSettings:
 
 
 def read_launch(document: Any, where: str, *, beside: Path, default: LaunchSettings | None = None) -> LaunchSettings:
-    """Check a `launch` mapping; what it leaves out is `default`'s. Raises ConfigError, or LaunchError for a config."""
+    """Check a `launch` mapping; `default` has the missing keys. Raises ConfigError, or LaunchError for a config."""
     raw = document or {}
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where} must be a mapping, got {raw!r}")
@@ -97,7 +99,7 @@ def read_launch(document: Any, where: str, *, beside: Path, default: LaunchSetti
         return LaunchSettings(config, slurm)
     if default is not None and default.named:
         return LaunchSettings(default.accelerate_config, slurm)
-    if slurm is not None:  # not this machine's GPUs: the nodes'
+    if slurm is not None:  # the nodes' GPUs count, not this machine's
         name = "single_gpu.yaml" if slurm.gpus_per_node else "cpu.yaml"
     return LaunchSettings(accelerate_config(name, beside), slurm, named=False)
 
@@ -138,11 +140,11 @@ def _environment(raw: Mapping[str, Any], where: str) -> dict[str, str]:
     found = {}
     for name, value in raw.items():
         if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
-            raise ConfigError(f"{where}: environment: {name!r} is no name of a variable")
+            raise ConfigError(f"{where}: environment: {name!r} is not a name of a variable")
         if _SECRET.search(name):
             raise ConfigError(
-                f"{where}: environment: {name} looks like a secret, and scripts are kept and read; export it in the "
-                "shell that runs `posttrain submit`: sbatch hands that environment on"
+                f"{where}: environment: {name} looks like a secret, and others can read the scripts; export it in "
+                "the shell that runs `posttrain submit`: sbatch passes that environment on"
             )
         if isinstance(value, bool) or not isinstance(value, (str, int, float)) or "\n" in str(value):
             raise ConfigError(f"{where}: environment: {name} must be text of one line or a number, got {value!r}")
@@ -154,10 +156,12 @@ def _check_extra(lines: list[str], where: str) -> None:
     for line in lines:
         option = re.fullmatch(r"(--[\w-]+|-[A-Za-z])([= ].*|\w*)?", line)
         if option is None or "\n" in line:
-            raise ConfigError(f'{where}: extra: each is one option of sbatch, such as "--qos=high", got {line!r}')
+            raise ConfigError(
+                f'{where}: extra: each item must be one option of sbatch, such as "--qos=high", got {line!r}'
+            )
         name = option[1].lstrip("-")
         if name in _OURS:
-            use = f"use {_OURS[name]}" if _OURS[name] else "the script needs its own"
+            use = f"use {_OURS[name]}" if _OURS[name] else "the script needs its own value"
             raise ConfigError(f"{where}: extra: {option[1]} is set by posttrain; {use}")
 
 
@@ -171,10 +175,10 @@ def _check_container(command: str, where: str) -> None:
 
 
 def check_fit(launch: LaunchSettings, where: str) -> None:
-    """The accelerate config can start what Slurm is asked for. Raises ConfigError."""
+    """Check that the accelerate config starts the processes that Slurm is asked for. Raises ConfigError."""
     slurm, kind = launch.slurm, launch.distributed_type
     if slurm is None:
-        raise ConfigError(f"{where}.slurm is missing: say at least `slurm: {{nodes: 1}}`; docs/slurm.md lists its keys")
+        raise ConfigError(f"{where}.slurm is missing: set at least `slurm: {{nodes: 1}}`; docs/slurm.md lists its keys")
     if slurm.processes > 1 and kind not in _PROCESS_PER_GPU:
         raise ConfigError(
             f"{where}: {slurm.nodes} nodes with {slurm.processes_per_node} processes each need an accelerate_config "

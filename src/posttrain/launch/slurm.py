@@ -1,6 +1,6 @@
 """Slurm's own commands: sbatch, squeue, scontrol, scancel. No accounting database is needed.
 
-Each function returns values, or raises LaunchError with what Slurm said.
+Each function returns values, or raises LaunchError with Slurm's message.
 """
 
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from ..errors import LaunchError
 
-# States of a job that will still do something, of those that `scontrol show job` gives.
+# States in `scontrol show job` of a job that has not ended.
 ALIVE = {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESIZING",
          "SIGNALING", "STAGE_OUT", "STOPPED", "REQUEUE_FED", "SPECIAL_EXIT", "PREEMPTED"}  # fmt: skip
 
-# Reasons of a waiting job that time does not mend.
+# Reasons for which a job would wait forever.
 _NEVER = re.compile(
     r"account|Partition(NodeLimit|TimeLimit)|BadConstraints|Invalid(Account|QOS)|ReqNodeNotAvail.*Invalid|"
     r"AccountNotAllowed|QOSNotAllowed|AssocMax\w*PerJob|QOSMax\w*PerJob|DependencyNeverSatisfied",
@@ -28,7 +28,7 @@ _NEVER = re.compile(
 
 @dataclass(frozen=True)
 class JobInfo:
-    """What Slurm says of one job."""
+    """One job, as Slurm describes it."""
 
     id: str
     name: str
@@ -49,19 +49,19 @@ class JobInfo:
 
     @property
     def hopeless(self) -> bool:
-        """Whether it waits for what will not come."""
+        """Whether it would wait forever."""
         return self.state == "PENDING" and _NEVER.search(self.reason) is not None
 
 
 def submit(script: Path, *, parents: Sequence[str]) -> str:
-    """Submit a script after its parents; return the job's id. Raises LaunchError with sbatch's message."""
+    """Submit a script that starts after its parents; return the job's id. Raises LaunchError with sbatch's message."""
     command = ["sbatch", "--parsable"]
     if parents:
         command += [f"--dependency=afterok:{':'.join(parents)}", "--kill-on-invalid-dep=yes"]
     answer = _call([*command, str(script)]).strip()
     job_id = answer.split(";")[0]  # `id;cluster` in a federation
     if not job_id.isdigit():
-        raise LaunchError(f"sbatch answered {answer!r} where a job's id was expected")
+        raise LaunchError(f"sbatch answered {answer!r} where the id of a job was expected")
     return job_id
 
 
@@ -71,7 +71,7 @@ def test(script: Path) -> None:
 
 
 def show(job_id: str) -> JobInfo | None:
-    """What Slurm knows of a job; None when it knows no such job (any more)."""
+    """A job as Slurm describes it; None if Slurm does not know it (any more)."""
     done = _run(["scontrol", "-o", "show", "job", job_id])
     if done.returncode != 0:
         if "Invalid job id" in done.stderr:
@@ -82,7 +82,7 @@ def show(job_id: str) -> JobInfo | None:
 
 
 def parse(text: str) -> list[JobInfo]:
-    """The jobs in the output of `scontrol -o show job`. Values hold blanks and `=`: what is searched for is keys."""
+    """The jobs in the output of `scontrol -o show job`. Values may hold blanks and `=`, so keys are searched."""
     return [_parse_line(line) for line in text.splitlines() if line.startswith("JobId=")]
 
 
@@ -108,12 +108,12 @@ def _parse_line(line: str) -> JobInfo:
 
 
 def comment(key: str, run_dir: Path) -> str:
-    """What a stage's job carries, so that it is told from any other: ids begin anew when a cluster does."""
+    """The comment of a stage's job, which identifies it: a new cluster gives the same ids again."""
     return f"posttrain:{key[:12]}:{run_dir}"
 
 
 def is_of(job: JobInfo, run_dir: Path) -> bool:
-    """Whether a job is this user's, for the stage with this run directory."""
+    """Whether a job belongs to this user and to the stage with this run directory."""
     return job.user == _me() and job.comment.endswith(f":{run_dir}") and job.comment.startswith("posttrain:")
 
 
@@ -134,16 +134,16 @@ def cancel(job_ids: Sequence[str]) -> None:
 
 
 def clean_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """The environment for Slurm's commands, and what was taken out of it.
+    """The environment for Slurm's commands, and the names that were removed from it.
 
-    SBATCH_* would overrule the script's own lines. SLURM_* are those of a job that `posttrain submit` is called in.
+    SBATCH_* would overrule the script's own lines. SLURM_* belong to the job in which `submit` is called, if any.
     """
     dropped = [name for name in environ if name.startswith(("SBATCH_", "SLURM_")) and name != "SLURM_CONF"]
     return {k: v for k, v in environ.items() if k not in dropped}, sorted(dropped)
 
 
 def answers() -> bool:
-    """Whether there is a cluster to ask; a dry run does without."""
+    """Whether there is a cluster that answers; a dry run does not need one."""
     return shutil.which("squeue") is not None and _run(["scontrol", "ping"]).returncode == 0
 
 
@@ -170,6 +170,6 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command complained about, on one line."""
+    """The error message of a command, on one line."""
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
     return "; ".join(line.removeprefix("sbatch: error: ") for line in lines) or f"exit code {done.returncode}"

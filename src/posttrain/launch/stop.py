@@ -1,8 +1,8 @@
-"""A run that is asked to stop: all its ranks save a checkpoint after the same step, and end.
+"""Stops a run on request: all its ranks save a checkpoint after the same step, and end.
 
-Whoever asks touches the file `stop` in the run's state folder (a batch script does, when its time is nearly over). A
-signal would reach ranks at different steps, or get lost while torch is imported; a file is found whenever a step ends.
-The ranks agree by a maximum over all of them on a group of its own, on the CPU: no GPU waits for it.
+A request is the file `stop` in the run's state folder; a batch script makes it shortly before its time limit. A signal
+would reach ranks at different steps, or get lost while torch is imported; the file is looked for after each step. The
+ranks agree by a maximum over all of them in a group of its own, on the CPU: no GPU waits for it.
 
 transformers' `enable_jit_checkpoint` is not used: its ranks do not agree.
 """
@@ -20,21 +20,21 @@ STOP = "stop"
 
 
 def stop_file() -> Path | None:
-    """Where a request to stop would be found; None when nobody could make one."""
+    """The path of a request to stop; None if the run has no state folder."""
     return Path(os.environ[STATE], STOP) if STATE in os.environ else None
 
 
 def stop_if_asked(what: str) -> None:
-    """For work in pieces that are kept one by one. Raises StoppedError between two of them."""
+    """Raise StoppedError if a stop was requested. For work whose pieces are saved one by one."""
     file = stop_file()
     if file is not None and file.exists():
-        raise StoppedError(f"stopped as asked, {what}; the same command goes on from there")
+        raise StoppedError(f"stopped as asked, {what}; the same command resumes there")
 
 
 def stop_at_request() -> Any:
     """A callback that looks for the file after each step, and raises StoppedError once the checkpoint is saved.
 
-    Add it last: when it raises, all else has had its say about that step.
+    Add it last: when it raises, all other callbacks have run for that step.
     """
     import torch
     import torch.distributed as dist
@@ -60,8 +60,8 @@ def stop_at_request() -> Any:
             asked = torch.tensor(int(file.exists()))
             if self.group is not None:
                 dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self.group)
-            # What is due at the end of an epoch, an evaluation say, comes after the end of its last step, and a resumed
-            # run would begin behind it: stop one step later. Not for ever, where an epoch is one step.
+            # The events of an epoch's end, such as an evaluation, come after its last step, and a resumed run would
+            # skip them: stop one step later, unless every step is the last one of its epoch.
             if asked and state.epoch == int(state.epoch) and not self.postponed:
                 self.postponed = True
             elif asked:
@@ -73,7 +73,7 @@ def stop_at_request() -> Any:
             if not self.stopping:
                 return
             if self.group is not None:
-                dist.barrier(group=self.group)  # each has written its part
-            raise StoppedError(f"stopped as asked, after step {state.global_step}; the same command goes on from there")
+                dist.barrier(group=self.group)  # every rank has written its part
+            raise StoppedError(f"stopped as asked, after step {state.global_step}; the same command resumes there")
 
     return StopAtRequest()

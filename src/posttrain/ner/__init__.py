@@ -1,1 +1,1 @@
-"""Named-entity recognition: tagging schemes, and files of tagged sentences."""
+"""Named-entity recognition: tagging schemes, files of tagged sentences, alignment with sub-words, scores."""

@@ -1,8 +1,8 @@
-"""Sentences as token ids: the first sub-word of a word carries its tag, long sentences become windows.
+"""Sentences as token ids: the first sub-word of a word has its tag, and long sentences are split into windows.
 
-A window is as many words as fit, [CLS] and [SEP] around them. Neighbouring windows share tokens, so that no word is
-tagged at an edge; each word is tagged in one window, the one where it stands farther from the edge. Every window knows
-its sentence and its words, so that predictions are put together again for whole sentences.
+A window has as many words as fit between [CLS] and [SEP]. Neighbouring windows share tokens, and each word is tagged in
+the window where it is farther from the edge, so that it has context on both sides. A window has the numbers of its
+sentence and words, so that predictions are put together again for whole sentences.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-IGNORED = -100  # a token that carries no tag; torch's cross-entropy leaves it out
+IGNORED = -100  # label of a token without a tag; torch's cross-entropy leaves it out
 
 
 @dataclass(frozen=True)
 class Window:
-    """Some words of one sentence as token ids; `places[i]` is where word `words[i]` has its first sub-word."""
+    """Some words of one sentence as token ids; `places[i]` is the position of the first sub-word of word `words[i]`."""
 
     sentence: int
     input_ids: list[int]
@@ -31,17 +31,17 @@ class Window:
 
 @dataclass
 class Encoded:
-    """Windows of many sentences, and what became of words and sentences that do not fit."""
+    """The windows of many sentences, and the number of words and sentences that did not fit."""
 
     windows: list[Window]
     lengths: list[int]  # words of each sentence
-    windowed: int = 0  # sentences of more than one window
+    windowed: int = 0  # sentences with more than one window
     cut_sentences: int = 0
     cut_words: int = 0
-    invisible_words: int = 0  # of no sub-word, such as a lone control character: always outside
+    invisible_words: int = 0  # words without a sub-word, such as a lone control character: always outside
 
     def to_dataset(self, tags: Sequence[Sequence[int]]) -> "Dataset":
-        """Columns `input_ids` and `labels`; `tags[s][w]` is the class of word w of sentence s."""
+        """A dataset with the columns `input_ids` and `labels`; `tags[s][w]` is the class of word w of sentence s."""
         from datasets import Dataset
 
         labels = []
@@ -53,7 +53,7 @@ class Encoded:
         return Dataset.from_dict({"input_ids": [w.input_ids for w in self.windows], "labels": labels})
 
     def gather(self, classes: Sequence[Sequence[Any]], outside: Any) -> list[list[Any]]:
-        """Each sentence's words from each window's tokens; `outside` where a word was cut or has no token."""
+        """The values of each sentence's words, from those of its tokens; `outside` for words without a token."""
         found = [[outside] * length for length in self.lengths]
         for window, row in zip(self.windows, classes, strict=True):
             for word, place in zip(window.words, window.places, strict=True):
@@ -61,21 +61,23 @@ class Encoded:
         return found
 
     def describe(self) -> str:
-        """What a person should know of it, in one line."""
+        """The numbers of sentences, tokens, windows and cut words, in one line."""
         parts = [f"{len(self.lengths)} sentences, {sum(len(w.input_ids) for w in self.windows):,} tokens"]
         if self.windowed:
             parts.append(f"{self.windowed} long sentences in windows")
         if self.cut_sentences:
             parts.append(f"{self.cut_sentences} long sentences cut, {self.cut_words} words left out")
         if self.invisible_words:
-            parts.append(f"{self.invisible_words} words that the tokenizer sees nothing of")
+            parts.append(f"{self.invisible_words} words without a token")
         return "; ".join(parts)
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raises ArtifactError for a tokenizer that cannot say which sub-word belongs to which word."""
+    """Refuse a tokenizer that does not map sub-words to words. Raises ArtifactError."""
     if not tokenizer.is_fast:
-        raise ArtifactError(f"{type(tokenizer).__name__} does not say which word a token is of; use a fast tokenizer")
+        raise ArtifactError(
+            f"{type(tokenizer).__name__} does not say which word a token belongs to; use a fast tokenizer"
+        )
 
 
 def encode(
@@ -88,7 +90,7 @@ def encode(
 ) -> Encoded:
     """Tokenise sentences of words into windows of at most `max_length` ids.
 
-    Raises DataError when `overlap` leaves a window no room to move on.
+    Raises DataError if `overlap` is as long as a window.
     """
     before, after = _special_ids(tokenizer)
     room = max_length - len(before) - len(after)
@@ -124,7 +126,7 @@ def encode(
 
 
 def _windows(length: int, room: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:
-    """(start, end, first, last): a window's tokens, and those among them that it is asked about."""
+    """(start, end, first, last) per window: its tokens, and the range of them whose words it tags."""
     start, first = 0, 0
     while True:
         end = min(start + room, length)
@@ -136,7 +138,7 @@ def _windows(length: int, room: int, overlap: int) -> Iterator[tuple[int, int, i
 
 
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a sentence."""
+    """The special ids that the tokenizer puts before and after a sentence."""
     plain, whole = (
         tokenizer(["a"], is_split_into_words=True, add_special_tokens=s)["input_ids"] for s in (False, True)
     )
@@ -145,13 +147,13 @@ def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[
 
 
 def logits_of(model: "PreTrainedModel", input_ids: Any, attention_mask: Any) -> Any:
-    """Logits (B, T, labels) of right-padded rows (B, T), behind virtual tokens where there are some."""
+    """Logits (B, T, labels) of right-padded rows (B, T), without those of virtual tokens."""
     out = model(input_ids=input_ids, attention_mask=attention_mask).logits
     return out[:, -input_ids.shape[1] :].float()
 
 
 def probe_logits(model: "PreTrainedModel", input_ids: Sequence[int]) -> list[float]:
-    """The logits of one row of token ids, in eval mode, as one list of T x labels numbers."""
+    """The logits of one row of token ids, in eval mode, as a flat list of T x labels numbers."""
     import torch
 
     ids = torch.tensor([list(input_ids)], device=model.device)
@@ -167,7 +169,7 @@ def probe_logits(model: "PreTrainedModel", input_ids: Sequence[int]) -> list[flo
 def predict(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", encoded: Encoded, *, batch_size: int = 64
 ) -> tuple[list[Any], list[Any]]:
-    """For each sentence, the class of each word and its probability; windows are padded on the right."""
+    """The class of each word and its probability, per sentence; windows are padded on the right."""
     import torch
 
     was_training = model.training

@@ -1,4 +1,4 @@
-"""Files of columns: one token a line with its tag, a blank line after a sentence."""
+"""Column files: one token with its tag per line, a blank line after each sentence."""
 
 import gzip
 import zlib
@@ -14,9 +14,9 @@ _BLANK = " \t\r\f\v"  # ASCII only: U+00A0, U+3000, U+200B and the like occur as
 
 
 def read_columns(path: Path, settings: NerDataSettings) -> list[RawSentence]:
-    """The sentences of a file, those that cannot be used with their problem.
+    """The sentences of a file; those that cannot be used have a `problem`.
 
-    Raises DataError where the file as a whole cannot be read: encoding, gzip, or columns that it does not have.
+    Raises DataError if the whole file cannot be read: wrong encoding, damaged gzip, or missing columns.
     """
     # Not str.splitlines: U+2028, U+0085 and form feeds occur inside tokens.
     lines = [line.rstrip("\r") for line in _decode(path, settings.encoding).split("\n")]
@@ -28,7 +28,7 @@ def read_columns(path: Path, settings: NerDataSettings) -> list[RawSentence]:
     token_at, tag_at = (at + width if at < 0 else at for at in (settings.token_column, settings.tag_column))
     if token_at == tag_at or not (0 <= token_at < width and 0 <= tag_at < width):
         raise DataError(
-            f"{path}, line {model + 1}: {lines[model]!r:.60} has {counted(width, 'column')} parted by "
+            f"{path}, line {model + 1}: {lines[model]!r:.60} has {counted(width, 'column')} separated by "
             f"{'tabs' if tabs else 'spaces'}, which cannot hold token_column {settings.token_column} and tag_column "
             f"{settings.tag_column}; set these, or separator"
         )
@@ -67,12 +67,12 @@ def _decode(path: Path, encoding: str) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(
-            f"{path}, line {line}: not {encoding} (byte 0x{error.object[error.start]:02x}); set encoding to what the "
-            "file is written in, as encoding: latin-1, or convert it with `iconv -f OLD -t UTF-8`"
+            f"{path}, line {line}: not {encoding} (byte 0x{error.object[error.start]:02x}); set encoding to the "
+            "file's own, such as encoding: latin-1, or convert it with `iconv -f OLD -t UTF-8`"
         ) from error
     except LookupError as error:
         raise DataError(
-            f"encoding: Python knows no encoding {encoding!r}; examples: utf-8, latin-1, gb18030"
+            f"encoding: Python does not know the encoding {encoding!r}; examples: utf-8, latin-1, gb18030"
         ) from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file: {error}") from error
@@ -82,7 +82,7 @@ def _decode(path: Path, encoding: str) -> str:
 
 
 def _is_token_line(line: str) -> bool:
-    """Whether a line surely holds a token, so that its columns are the file's."""
+    """Whether a line certainly has a token, so that its columns are those of the file."""
     return bool(line.strip(_BLANK)) and not line.startswith(("-DOCSTART-", *_COMMENTS))
 
 
@@ -92,11 +92,11 @@ def _cells(line: str, tabs: bool) -> list[str]:
     return [cell for cell in line.split(" ") if cell]
 
 
-_COMMENTS = ("# ", "#begin document", "#end document")  # CoNLL-U's and CoNLL-2012's
+_COMMENTS = ("# ", "#begin document", "#end document")  # of CoNLL-U and CoNLL-2012
 
 
 def _is_comment(line: str, cells: Sequence[str], width: int, tag_at: int) -> bool:
-    """Whether a line is a comment; "#" and "#hashtag" with a tag are tokens, and without one are an error."""
+    """Whether a line is a comment. "#" and "#hashtag" are tokens if they have a tag, and an error without one."""
     return line.startswith(_COMMENTS) and not (len(cells) == width and is_tag(cells[tag_at]))
 
 

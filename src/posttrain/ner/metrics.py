@@ -1,6 +1,6 @@
-"""How well entities are found: precision, recall and F1 by seqeval, and a list of the commonest mistakes.
+"""Precision, recall and F1 of entities by seqeval, and the most frequent mistakes.
 
-An entity counts when its type and both ends are right (Tjong Kim Sang and De Meulder, 2003). Predicted tags in an
+An entity is correct if its type and both ends are (Tjong Kim Sang and De Meulder, 2003). Predicted tags in an
 illegal order are read as conlleval reads them.
 """
 
@@ -18,7 +18,7 @@ def entity_scores(true: Sequence[Sequence[str]], found: Sequence[Sequence[str]])
     from seqeval.metrics import classification_report
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a type that was never found has precision 0, and says so in its row
+        warnings.simplefilter("ignore")  # a type that was never predicted has precision 0, which its row shows
         report = classification_report(
             [list(t) for t in true], [list(f) for f in found], output_dict=True, zero_division=0
         )
@@ -34,9 +34,9 @@ def entity_scores(true: Sequence[Sequence[str]], found: Sequence[Sequence[str]])
 
 @dataclass(frozen=True)
 class Mistake:
-    """A kind of mistake, how often it was made, and where first."""
+    """A kind of mistake, its count, and its first occurrence."""
 
-    kind: str  # "PER missed", "ORG read as LOC", "PER: other ends", "LOC where there is none"
+    kind: str  # "PER missed", "ORG read as LOC", "PER: wrong boundaries", "spurious LOC"
     count: int
     example: str
     origin: str
@@ -50,7 +50,7 @@ def mistakes(
     *,
     most: int = 10,
 ) -> list[Mistake]:
-    """The commonest mistakes first. Each wrong entity is one: by what overlaps it, or that nothing does."""
+    """The mistakes, most frequent first. Each wrong entity is one, classified by what overlaps it, if anything."""
     counts: Counter[str] = Counter()
     first: dict[str, tuple[str, str]] = {}
 
@@ -67,11 +67,11 @@ def mistakes(
                 note(f"{label} missed", sentence, start, end)
                 continue
             as_type = touching[0][2]
-            kind = f"{label}: other ends" if as_type == label else f"{label} read as {as_type}"
+            kind = f"{label}: wrong boundaries" if as_type == label else f"{label} read as {as_type}"
             note(kind, sentence, start, end)
         for start, end, label in wrong:
             if not any(g[0] < end and start < g[1] for g in gold):
-                note(f"{label} where there is none", sentence, start, end)
+                note(f"spurious {label}", sentence, start, end)
     return [Mistake(kind, count, *first[kind]) for kind, count in counts.most_common(most)]
 
 

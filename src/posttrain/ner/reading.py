@@ -1,10 +1,10 @@
-"""Tagged sentences from files and the hub: read, brought to BIO, each one checked, fingerprinted.
+"""Tagged sentences from files and the hub: read, converted to BIO, checked and fingerprinted.
 
     columns (columns.py), rows (rows.py), or a hub id -> raw sentences -> recognise the scheme -> to_bio -> Sentences
 
-As in data.py, an error names file, line or row, and field; the first 20 are shown and the rest counted.
+As in `data/rows.py`, an error names file, line or row, and field; the first 20 are shown, the others counted.
 
-Left out: nested entities (BIO cannot hold them), CSV, folders.
+Not supported: nested entities (BIO cannot hold them), CSV, folders.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ from .tags import IllegalTransition, Scheme, from_spans, recognise_scheme, spans
 def load_sentences(source: Any, settings: NerDataSettings, *, key: str) -> Sentences:
     """Load and check the sentences of `train_file`, `validation_file` or `test_file` (the key, for messages).
 
-    `source` is a path or a list of paths, all in one tagging scheme. Raises DataError when a file or a sentence is
-    unusable.
+    `source` is a path or a list of paths, all in one tagging scheme. Raises DataError for a file or a sentence
+    that cannot be used.
     """
     paths = _paths(source, key)
     raw: list[RawSentence] = []
@@ -36,9 +36,9 @@ def load_sentences(source: Any, settings: NerDataSettings, *, key: str) -> Sente
 
 
 def load_hub_sentences(name: str, config: str | None, split: str, settings: NerDataSettings, *, key: str) -> Sentences:
-    """Load and check one split of a hub dataset, its integer tags decoded by the names that it declares.
+    """Load and check one split of a hub dataset; integer tags are decoded by the names that it declares.
 
-    `key` is what the split is used as, `train_file` or another. Raises DataError.
+    `key` is the use of the split, such as `train_file`. Raises DataError.
     """
     from datasets import load_dataset
 
@@ -58,9 +58,9 @@ def load_hub_sentences(name: str, config: str | None, split: str, settings: NerD
 def check_against_train(
     train: Sentences, other: Sentences, *, key: str, on_unseen_tag: Literal["stop", "outside"] = "stop"
 ) -> int:
-    """Refuse types that the training data never has, since a tagger has no output for them. Raises DataError.
+    """Refuse types that are not in the training data, since the tagger has no output for them. Raises DataError.
 
-    With "outside" their entities become O in `other` instead; returns how many did.
+    With "outside" their entities become O in `other` instead; returns their number.
     """
     unseen: dict[str, list[str]] = {label: [] for label in sorted(set(other.labels()) - set(train.labels()))}
     if not unseen:
@@ -76,7 +76,7 @@ def check_against_train(
     if on_unseen_tag == "stop":
         shown = "; ".join(f"{label} ({len(origins)}, first in {origins[0]})" for label, origins in unseen.items())
         raise DataError(
-            f"{key}: entities of a type that train_file never has: {shown}; train_file has "
+            f"{key}: entities of types that are not in train_file: {shown}; train_file has "
             f"{', '.join(train.labels())}. Correct the types, add such sentences to train_file, or read them as O with "
             "on_unseen_tag: outside."
         )
@@ -104,7 +104,7 @@ def _paths(source: Any, key: str) -> list[Path]:
 
 
 def _class_names(feature: Any) -> list[str] | None:
-    """The names of a list of ClassLabel, None of any other feature."""
+    """The names of a list of ClassLabel; None for any other feature."""
     return getattr(getattr(feature, "feature", None), "names", None)
 
 
@@ -113,13 +113,13 @@ def _decoded(row: Row, names: Mapping[str, Sequence[str]]) -> Row | BrokenRow:
         # -1 stands for "not annotated", as in a test split whose tags are withheld.
         unknown = [number for number in row[column] if not 0 <= number < len(known)]
         if unknown:
-            return BrokenRow(f"{column}: {unknown[0]} is no tag's number; known: 0 to {len(known) - 1}")
+            return BrokenRow(f"{column}: {unknown[0]} is not a tag's number; known: 0 to {len(known) - 1}")
         row[column] = [known[number] for number in row[column]]
     return row
 
 
 def _checked(raw: Sequence[RawSentence], source: str, settings: NerDataSettings, *, key: str) -> Sentences:
-    """Bring every usable sentence to BIO; stop, repair or skip the rest as the settings say. Raises DataError."""
+    """Convert every usable sentence to BIO; refuse, repair or skip the others, by the settings. Raises DataError."""
     if not raw:
         raise DataError(f"{source} has no sentences")
     scheme: Scheme
@@ -143,13 +143,13 @@ def _checked(raw: Sequence[RawSentence], source: str, settings: NerDataSettings,
         except IllegalTransition as error:
             errors.append(f"{row.origin}: {error}")
             hints.add(
-                "Mend the tags, or read them as conlleval does with on_bad_tags: repair. "
+                "Fix the tags, or read them as conlleval does with on_bad_tags: repair. "
                 f"If the scheme is not {scheme}, set tag_scheme."
             )
         except DataError as error:
             if settings.on_bad_row == "stop":
                 errors.append(f"{row.origin}: {error}")
-                hints.add("Mend them, or drop them with on_bad_row: skip.")
+                hints.add("Fix them, or drop them with on_bad_row: skip.")
             else:
                 skipped.append(f"{row.origin}: {error}")
     if errors:
@@ -164,7 +164,7 @@ def _checked(raw: Sequence[RawSentence], source: str, settings: NerDataSettings,
 
 
 def _bio(row: RawSentence, scheme: Scheme, settings: NerDataSettings) -> tuple[list[str], bool]:
-    """The tags of a row in BIO, and whether they were repaired. Raises DataError."""
+    """The tags of a sentence in BIO, and whether they were repaired. Raises DataError."""
     if row.problem:
         raise DataError(row.problem)
     if row.is_bio:

@@ -1,4 +1,4 @@
-"""Rows of named fields: tokens with a tag each, or a text with character spans, which become tags of its words."""
+"""Rows of named fields: tokens with one tag each, or a text with character spans, which become tags of its words."""
 
 import re
 import unicodedata
@@ -22,12 +22,12 @@ _TYPE_KEYS = ("label", "type", "entity")
 
 
 def read_row_file(path: Path, settings: NerDataSettings) -> list[RawSentence]:
-    """The sentences of a .json, .jsonl or .parquet file, those that cannot be used with their problem."""
+    """The sentences of a .json, .jsonl or .parquet file; those that cannot be used have a `problem`."""
     return [read_row(f"{path}, row {number}", row, settings) for number, row in read_rows(path)]
 
 
 def read_row(origin: str, row: Any, settings: NerDataSettings) -> RawSentence:
-    """One row as a sentence, with its problem where it cannot be used: which field, and why."""
+    """One row as a sentence; if it cannot be used, `problem` says which field is wrong, and why."""
     try:
         if isinstance(row, BrokenRow):
             raise DataError(str(row))
@@ -47,10 +47,10 @@ def read_row(origin: str, row: Any, settings: NerDataSettings) -> RawSentence:
 
 
 def _present(row: Row, chosen: str | None, known: Sequence[str], setting: str) -> str | None:
-    """The field to read: the chosen one, or the only known one; None when the row has none of them."""
+    """The field to read: the chosen one, or the only known one; None if the row has neither."""
     found = [name for name in ([chosen] if chosen else known) if name in row]
     if len(found) > 1:
-        raise DataError(f"more than one of the fields {', '.join(found)} may be meant; set {setting}")
+        raise DataError(f"the row has the fields {', '.join(found)}; choose one with {setting}")
     return found[0] if found else None
 
 
@@ -75,7 +75,7 @@ def _tagged_tokens(row: Row, tokens_key: str, tags_key: str) -> tuple[list[str],
 
 
 def _tagged_text(row: Row, text_key: str, spans_key: str) -> tuple[list[str], list[str]]:
-    """The words of a text, with BIO tags that say where its character spans are."""
+    """The words of a text, with BIO tags of its character spans."""
     text = require_text(row[text_key], text_key)
     if not isinstance(row[spans_key], list):
         raise DataError(f"{spans_key}: expected a list of spans, got {row[spans_key]!r:.60}")
@@ -84,11 +84,11 @@ def _tagged_text(row: Row, text_key: str, spans_key: str) -> tuple[list[str], li
         if next_start < end:
             raise DataError(
                 f"{spans_key}: [{next_start}, {next_end}, {next_label!r}] overlaps [{start}, {end}, {label!r}]; "
-                "one tag a token cannot hold both: keep one"
+                "one tag per token cannot hold both: keep one"
             )
     words = split_words(text, {offset for start, end, _ in marked for offset in (start, end)})
     starts, ends = [start for start, _ in words], [end for _, end in words]
-    # After the cuts every word is inside a span or outside; a span may begin or end with white space.
+    # After the cuts every word is either inside a span or outside. A span may begin or end with white space.
     entities = [(bisect_left(starts, start), bisect_right(ends, end), label) for start, end, label in marked]
     return [text[start:end] for start, end in words], from_spans(len(words), entities)
 
@@ -126,20 +126,20 @@ def _or(names: Sequence[str]) -> str:
 
 # Words of a text
 
-# Han characters and kana stand alone, since nothing parts words in their scripts.
+# Each Han character or kana is a word, since these scripts have no spaces between words.
 _ALONE = (
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
 
 _PIECE = re.compile(rf"[{_ALONE}]|(?P<run>[^\W_{_ALONE}]+)|\S")
-_JOINERS = "\u200c\u200d"  # stand inside words of Persian and of the scripts of India
+_JOINERS = "\u200c\u200d"  # used inside words in Persian and in scripts of India
 
 
 def split_words(text: str, cuts: Collection[int] = ()) -> list[tuple[int, int]]:
-    """The words of a text as (start, end) offsets: runs of letters and digits, and every other sign alone.
+    """The words of a text as (start, end) offsets: runs of letters and digits, and each other character alone.
 
-    A combining mark or a joiner belongs to what stands before it, as in a decomposed é and in हिन्दी. At each offset in
-    `cuts` that falls inside a word the word is split, so that an entity can begin or end there.
+    A combining mark or a joiner belongs to the character before it, as in a decomposed é and in हिन्दी. A word is
+    split at each offset in `cuts` inside of it, so that an entity can begin or end there.
     """
     words: list[tuple[int, int]] = []
     in_run = False
@@ -147,7 +147,7 @@ def split_words(text: str, cuts: Collection[int] = ()) -> list[tuple[int, int]]:
         start, end = match.span()
         is_run = match.lastgroup == "run"
         extends = text[start] in _JOINERS or unicodedata.category(text[start])[0] == "M"
-        # Two runs touch only where a mark that was taken into the first stands between them.
+        # Two runs touch only if a mark between them was added to the first.
         if words and words[-1][1] == start and (extends or (is_run and in_run)):
             words[-1] = (words[-1][0], end)
         else:

@@ -1,4 +1,4 @@
-"""Tagged sentences: as a file has them, and as they are used."""
+"""Tagged sentences: as read from a file, and as converted and checked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,18 +9,18 @@ from ..errors import DataError
 
 @dataclass
 class RawSentence:
-    """A sentence as its file has it; `problem` says why it cannot be used."""
+    """A sentence as in its file; `problem` says why it cannot be used."""
 
     origin: str
     tokens: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     problem: str = ""
-    is_bio: bool = False  # made from spans: no scheme to recognise, nothing to convert
+    is_bio: bool = False  # made from spans: nothing to recognise or convert
 
 
 @dataclass
 class Sentence:
-    """Tokens with a BIO tag each, and where they came from: "dev.conll, line 12" (its first), "x.jsonl, row 3"."""
+    """Tokens with one BIO tag each, and their origin: "dev.conll, line 12" (the first line), "x.jsonl, row 3"."""
 
     tokens: list[str]
     tags: list[str]
@@ -29,7 +29,7 @@ class Sentence:
 
 @dataclass
 class Sentences:
-    """Checked sentences, the scheme they were written in, and how many were repaired or left out."""
+    """Checked sentences, the scheme of their source, and the number of those repaired or left out."""
 
     sentences: list[Sentence]
     scheme: str
@@ -41,7 +41,7 @@ class Sentences:
         return len(self.sentences)
 
     def first(self, count: int) -> "Sentences":
-        """The first sentences alone, with a fingerprint of their own. Raises DataError when no entity is left."""
+        """The first `count` sentences, with their own fingerprint. Raises DataError if they have no entity."""
         kept = self.sentences[:count]
         if all(tag == "O" for sentence in kept for tag in sentence.tags):
             raise DataError(f"max_train_rows: the first {count} sentences have no entity; raise it")
@@ -52,12 +52,12 @@ class Sentences:
         return sorted({tag[2:] for sentence in self.sentences for tag in sentence.tags if tag != "O"})
 
     def tag_list(self) -> list[str]:
-        """Every tag that these types make, O first: the output classes of a tagger."""
+        """All tags of these types, O first: the output classes of a tagger."""
         return ["O", *(f"{prefix}-{label}" for label in self.labels() for prefix in "BI")]
 
 
 def fingerprint_of(sentences: Sequence[Sentence]) -> str:
-    """Over tokens and tags, not over where they came from."""
+    """A hash of tokens and tags, not of their origins."""
     return fingerprint([{"tokens": sentence.tokens, "tags": sentence.tags} for sentence in sentences])
 
 

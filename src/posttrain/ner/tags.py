@@ -1,15 +1,15 @@
-"""Tagging schemes: every one is brought to BIO (IOB2), which is what the rest of the package speaks.
+"""Tagging schemes. All are converted to BIO (IOB2), which the rest of the package uses.
 
     bio    B-X begins an entity, I-X goes on (IOB2)
     iob1   I-X begins and goes on; B-X only where an entity follows another of its type (CoNLL-2003 as distributed)
     bioes  also E-X for the last token and S-X for an entity of one token; BILOU writes L-X and U-X for them
     bmes   bioes with M-X in place of I-X (Chinese Resume and Weibo files)
-    io     I-X only; neighbours of one type cannot be told apart and are one entity
+    io     I-X only; adjacent entities of one type cannot be told apart and become one
 
 One rule reads all of them, that of conlleval (Tjong Kim Sang and De Meulder, 2003) and of seqeval's default mode: a
-tag begins an entity when it is B or S, or stands after O, after E or S, or after another type. Legal sequences mean the
-same under it as under their own scheme; illegal ones are repaired by it, so that a repaired file has the entities that
-conlleval would count in it.
+tag begins an entity if it is B or S, or comes after O, E, S or another type. Legal sequences mean the same by this rule
+as in their own scheme. Illegal ones are repaired by it, so that a repaired file has the entities that conlleval would
+count in it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,12 +24,12 @@ _SAME = {"L": "E", "U": "S", "M": "I"}
 
 
 class IllegalTransition(DataError):
-    """Tags that each belong to the scheme, in an order that does not. `to_bio(..., repair=True)` reads them."""
+    """Tags of the scheme in an illegal order. `to_bio(..., repair=True)` reads them."""
 
 
 @cache
 def _parts(tag: str) -> tuple[str, str]:
-    """(prefix, type); ("O", "") of O, ("", "") of what is a tag in no scheme. The type may have dashes and dots."""
+    """(prefix, type); ("O", "") for O, ("", "") for text that is not a tag. A type may have dashes and dots."""
     if tag == "O":
         return "O", ""
     if len(tag) > 2 and tag[1] == "-" and tag[0] in "BIESLUM" and tag[2:] == tag[2:].strip():
@@ -38,16 +38,16 @@ def _parts(tag: str) -> tuple[str, str]:
 
 
 def is_tag(text: str) -> bool:
-    """Whether the text is a tag in some scheme."""
+    """Whether the text is a tag in any scheme."""
     return _parts(text)[0] != ""
 
 
 def recognise_scheme(sentences: Sequence[Sequence[str]]) -> Scheme:
-    """The scheme whose prefixes a file uses. Raises DataError when they are of two.
+    """The scheme whose prefixes a file uses. Raises DataError if no scheme has all of them.
 
-    B- and I- alone may be bio or iob1. It is iob1 only if every B- stands directly after a tag of its own type, which
-    no legal bio file can satisfy (its first entity begins with B- after O), so that a bio file with a misplaced I-
-    stays a bio file with an error in it. What is no tag at all is left to `to_bio`, which can say where it stands.
+    B- and I- alone may be bio or iob1. It is iob1 only if every B- comes directly after a tag of its own type, which
+    is impossible in a legal bio file (its first entity begins with B- after O). So a bio file with a misplaced I- is
+    read as bio, with an error. Text that is not a tag is left to `to_bio`, which reports its position.
     """
     used = {_parts(tag)[0] for tag in {tag for tags in sentences for tag in tags}} - {"O", ""}
     if used == {"I"}:
@@ -57,9 +57,9 @@ def recognise_scheme(sentences: Sequence[Sequence[str]]) -> Scheme:
     scheme: Scheme = "bmes" if "M" in used else "bioes"
     if not used <= set(_PREFIXES[scheme]):
         raise DataError(
-            f"the prefixes {', '.join(sorted(used))} make no scheme; "
+            f"the prefixes {', '.join(sorted(used))} match no scheme; "
             + "; ".join(f"{name} has {', '.join(prefixes)}" for name, prefixes in _PREFIXES.items())
-            + ". Mend the tags, or say with tag_scheme which of these it is."
+            + ". Fix the tags, or set tag_scheme to one of these."
         )
     return scheme
 
@@ -76,9 +76,9 @@ def _every_b_separates(sentences: Iterable[Sequence[str]]) -> bool:
 
 
 def to_bio(tags: Sequence[str], scheme: Scheme, *, repair: bool) -> list[str]:
-    """One sentence in BIO. Raises DataError at a tag that the scheme does not have, repaired or not.
+    """Convert one sentence to BIO. Raises DataError for a tag that the scheme does not have, also with `repair`.
 
-    Tags in an illegal order raise IllegalTransition, or with `repair` are read by conlleval's rule (see above): I-X,
+    Tags in an illegal order raise IllegalTransition; with `repair` they are read by conlleval's rule (see above): I-X,
     M-X or E-X with no entity of type X before it begins one, and an entity that is never closed ends with its run.
     """
     allowed = _PREFIXES[scheme]
@@ -88,7 +88,7 @@ def to_bio(tags: Sequence[str], scheme: Scheme, *, repair: bool) -> list[str]:
         written, type_ = _parts(tag)
         if written != "O" and (not written or written not in allowed):
             raise DataError(
-                f"token {i + 1}: {tag!r} is no tag of scheme {scheme}, "
+                f"token {i + 1}: {tag!r} is not a tag of scheme {scheme}, "
                 f"which has O, {', '.join(f'{letter}-TYPE' for letter in allowed)}"
             )
         prefix = _SAME.get(written, written)
@@ -103,7 +103,7 @@ def to_bio(tags: Sequence[str], scheme: Scheme, *, repair: bool) -> list[str]:
 
 
 def _legal(scheme: Scheme, before: str, prefix: str, *, same: bool, begins: bool) -> bool:
-    """Whether `prefix` may follow `before`, both as BIOES writes them; `same` says that their types are equal."""
+    """Whether `prefix` may follow `before`, both as BIOES writes them; `same`: their types are equal."""
     if scheme == "bio":
         return prefix != "I" or not begins
     if scheme == "iob1":
@@ -114,7 +114,7 @@ def _legal(scheme: Scheme, before: str, prefix: str, *, same: bool, begins: bool
 
 
 def _complaint(tags: Sequence[str], i: int, scheme: Scheme) -> str:
-    """Why token `i` (from 0; one past the last means the end of the sentence) may not stand where it does."""
+    """Why tag `i` is illegal there (from 0; one past the last means the end of the sentence)."""
     before = tags[i - 1] if i else "the beginning of the sentence"
     here = tags[i] if i < len(tags) else "the end of the sentence"
     inside = "M" if scheme == "bmes" else "I"
@@ -122,7 +122,7 @@ def _complaint(tags: Sequence[str], i: int, scheme: Scheme) -> str:
     if scheme == "bio":
         expected = f"B-{here[2:]}, since B- begins an entity"
     elif scheme == "iob1":
-        expected = f"I-{here[2:]}, since B- only parts an entity from one of its type before it"
+        expected = f"I-{here[2:]}, since B- only separates an entity from one of the same type before it"
     elif i and before[0] in f"B{inside}":
         expected = f"{inside}-{before[2:]} or {last}-{before[2:]}, since the entity is not closed"
     else:
@@ -131,9 +131,9 @@ def _complaint(tags: Sequence[str], i: int, scheme: Scheme) -> str:
 
 
 def spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """The entities of BIO tags, (first, past the last, type), in order.
+    """The entities of BIO tags as (first, past the last, type), in order.
 
-    A model's output may be illegal BIO; it is read by conlleval's rule, as a repaired file is.
+    Illegal BIO, which a model may predict, is read by conlleval's rule, as a repaired file is.
     """
     found: list[tuple[int, int, str]] = []
     first, open_type = 0, ""

@@ -1,1 +1,1 @@
-"""A chain as one HTML page, and a model card beside every result."""
+"""What people read about a chain: an HTML page, a live view, and dashboards."""

@@ -1,4 +1,4 @@
-"""The same prompts, answered by the base model and by every stage that was measured: side by side."""
+"""Answers to the same prompts by the base model and by every measured stage, side by side."""
 
 import json
 from collections import Counter
@@ -28,15 +28,15 @@ class Cell:
 class Row:
     prompt: str
     expected: str
-    cells: tuple[Cell | None, ...]  # by column; None where that policy was not asked
+    cells: tuple[Cell | None, ...]  # by column; None if that policy has no answer
 
 
 @dataclass(frozen=True)
 class Moved:
-    """How many greedy answers a stage mended and broke, against what it started from."""
+    """The greedy answers that a stage fixed and broke, compared with its input."""
 
     stage: str
-    mended: int
+    fixed: int
     broken: int
     kept: int
     wrong: int
@@ -44,7 +44,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Rows of answers, of `asked` in all, and how each stage moved them."""
+    """Some rows of `asked`, and how each stage changed the answers."""
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -53,10 +53,10 @@ class SideBySide:
 
 
 def read_side_by_side(stages: list[tuple[str, Path, bool]], *, most: int = 12) -> SideBySide | None:
-    """Answers of (stage, run directory, whether it starts from a base model); None where there are none.
+    """Answers of stages, given as (stage, run directory, whether it starts from a base model); None if no answers.
 
-    Rows are chosen so that every pattern of right and wrong among the columns is seen before one is seen twice, the
-    commonest first. Raises ArtifactError for a damaged file.
+    Rows are chosen so that every pattern of right and wrong over the columns is shown once before any is shown twice,
+    the most frequent first. Raises ArtifactError for a damaged file.
     """
     columns: dict[str, dict[str, Answer]] = {}
     moved: list[Moved] = []
@@ -90,7 +90,7 @@ def read_side_by_side(stages: list[tuple[str, Path, bool]], *, most: int = 12) -
 
 
 def text_of_prompt(prompt: str | list[dict[str, str]]) -> str:
-    """A prompt as people read it: a single user turn without its role."""
+    """A prompt as text; a single user turn is shown without its role."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -116,7 +116,7 @@ def _right(answers: dict[str, Answer], key: str) -> bool | None:
 
 
 def _varied(rows: list[tuple[str, tuple[bool | None, ...]]], most: int) -> list[str]:
-    """Keys of `most` rows, round and round over the patterns; in each pattern in the file's order."""
+    """Keys of `most` rows, taken from the patterns in turn; within a pattern in the file's order."""
     groups: dict[tuple[bool | None, ...], list[str]] = {}
     for key, pattern in rows:
         groups.setdefault(pattern, []).append(key)

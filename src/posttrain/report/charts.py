@@ -1,7 +1,7 @@
-"""The figures of a report, each an inline SVG with a sentence that says the same.
+"""The figures of a report, each an inline SVG with a sentence that says the same in words.
 
-Series differ by dash and marker, not by colour alone. A line is the mean of a bucket of steps, the band around it
-reaches from the least value to the greatest.
+Series differ by dash and marker, not by colour alone. A line is the mean per bucket of steps; the band around it spans
+the bucket's minimum to maximum.
 """
 
 import itertools
@@ -26,14 +26,14 @@ from .curves import Curve, Log
 from .svg import DASHES, INK, MARKERS, MUTED, PANEL, SERIES
 
 SHOWN_SERIES = 6
-SPIKE = 30  # times the median: the axis is logarithmic
+SPIKE = 30  # beyond this multiple of the median the axis is logarithmic
 
 
 @dataclass(frozen=True)
 class Chart:
     title: str
     picture: Markup
-    words: str  # what the picture says, for those who cannot see it
+    words: str  # the content of the picture, for people who cannot see it
     caption: str = ""
 
 
@@ -43,7 +43,7 @@ def short(text: str, most: int) -> str:
 
 
 def curves(stage: StageFacts) -> list[Chart]:
-    """A chart for each panel of the stage's recipe that its log has numbers for."""
+    """One chart per panel of the stage's recipe that its log has values for."""
     charts = []
     for number, panel in enumerate(p for p in RECIPES[stage.recipe].all_panels if p.over is None):
         names = [n for n in panel.find(stage.log.curves) if stage.log.curves[n].count]
@@ -62,7 +62,7 @@ def _lines(name: str, panel: Panel, names: Sequence[str], log: Log) -> Chart:
             _draw(axes, metric, curve, colour, dash, marker)
         low, high = min(c.low for c in all_curves), max(c.high for c in all_curves)
         usual = statistics.median(mean for curve in all_curves for _, _, mean, _ in curve.points)
-        if low > 0 and high > SPIKE * usual:  # or all but a spike would lie on the axis
+        if low > 0 and high > SPIKE * usual:  # otherwise all but a spike would be on the axis
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(lambda value, _: "")
@@ -72,7 +72,7 @@ def _lines(name: str, panel: Panel, names: Sequence[str], log: Log) -> Chart:
         words = "; ".join(_in_words(metric, curve) for metric, curve in zip(shown, all_curves, strict=True))
         if left_out:
             words += f"; not drawn: {', '.join(left_out)}"
-        caption = f"{words}." if len(shown) <= 2 else ""  # more would be longer than the picture
+        caption = f"{words}." if len(shown) <= 2 else ""  # with more lines it would be longer than the picture
         title = f"{panel.title}, {panel.unit}" if panel.unit else panel.title
         return Chart(title, svg.to_svg(figure, name=name, label=f"{title}. {words}"), words, caption)
 
@@ -111,7 +111,7 @@ def _in_words(metric: str, curve: Curve) -> str:
 
 
 def paths(stage: StageFacts) -> list[Chart]:
-    """A chart for each panel of one metric over another: the path that a stage took, PPO's reward against its KL."""
+    """One chart per panel of a metric over another: a stage's path, such as PPO's reward against KL."""
     drawn = (_path(stage, panel) for panel in RECIPES[stage.recipe].all_panels if panel.over is not None)
     return [chart for chart in drawn if chart is not None]
 
@@ -145,7 +145,7 @@ def _path(stage: StageFacts, panel: Panel) -> Chart | None:
 
 
 def reward_distribution(stage: StageFacts) -> Chart | None:
-    """Scores of the completions that were kept: the first third of the steps and the last."""
+    """A histogram of the recorded completions' scores: the first third of the steps, and the last."""
     rows = [
         (float(r["step"]), float(r["score"]))
         for r in stage.completions
@@ -174,11 +174,15 @@ def reward_distribution(stage: StageFacts) -> Chart | None:
             if fill:
                 axes.stairs(shares, edges, color=colour, alpha=fill, fill=True)
         _legend(axes)
-        axes.set_xlabel("score of a completion")
+        axes.set_xlabel("score per completion")
         words = f"mean {_mean(early):.4g} in the first third of the steps, {_mean(late):.4g} in the last"
-        kept = "those that each rollout keeps" if stage.completions_all else f"{len(rows):,} evenly spaced over the run"
+        kept = (
+            "the recorded ones of each rollout"
+            if stage.completions_all
+            else f"{len(rows):,} recorded ones, evenly spaced over the run"
+        )
         picture = svg.to_svg(figure, name=f"{_slug(stage.name)}-scores", label=f"Distribution of scores: {words}")
-    return Chart("Distribution of scores, share of completions", picture, words, f"Completions are {kept}; {words}.")
+    return Chart("Distribution of scores, share of completions", picture, words, f"Completions: {kept}; {words}.")
 
 
 def intervals(title: str, rows: Sequence[tuple[str, str, Share]], *, name: str) -> Chart | None:
@@ -218,7 +222,7 @@ def intervals(title: str, rows: Sequence[tuple[str, str, Share]], *, name: str) 
 
 
 def overview(facts: ChainFacts) -> Chart | None:
-    """Exact match of the base and of every stage that was measured."""
+    """Exact match of the base and of every measured stage."""
     rows: list[tuple[str, str, Share]] = []
     for stage in facts.stages:
         for measure in stage.measures:
@@ -276,7 +280,7 @@ def _bars(title: str, values: Sequence[tuple[str, float]], unit: str, *, name: s
 
 
 def _room(labels: Sequence[str]) -> float:
-    """Inches that labels on the left need."""
+    """The width of the labels on the left, in inches."""
     return 0.2 + 0.088 * max(len(short(label, 18)) for label in labels)
 
 
@@ -290,7 +294,7 @@ def _ticks() -> Any:
 
 
 def stage_graph(facts: ChainFacts) -> Chart:
-    """Stages from top to bottom; what leaves one by a rail on the left enters those that are made from it."""
+    """The stage graph from top to bottom; a rail on the left leads from a stage to those that use its result."""
     from matplotlib.patches import FancyBboxPatch
 
     names = [s.name for s in facts.stages]
@@ -305,7 +309,7 @@ def stage_graph(facts: ChainFacts) -> Chart:
         axes.set_ylim(row * len(names), 0)
         middles = {name: row * (place + 0.5) for place, name in enumerate(names)}
         entered: Counter[str] = Counter()
-        for number, (parent, _, children, lane) in enumerate(reversed(lanes)):  # the longest is the solid one
+        for number, (parent, _, children, lane) in enumerate(reversed(lanes)):  # the longest is solid
             x, y = 0.06 + 0.19 * (tracks - 1 - lane), middles[parent] + 0.2
             look = {"color": SERIES[number % len(SERIES)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.5}
             ends = []
@@ -347,10 +351,10 @@ def stage_graph(facts: ChainFacts) -> Chart:
 
 
 def rails(stages: Sequence[tuple[str, dict[str, str]]]) -> list[tuple[str, str, list[str], int]]:
-    """(parent, role, children, lane): one rail for what a stage gives to others in one role.
+    """The rails as (parent, role, children, lane): one per stage and role in which others use its result.
 
-    `stages` are (name, role -> parent), parents first. Rails that pass each other have lanes of their own; lane 0 is
-    the nearest to the stages.
+    `stages` are (name, role -> parent), parents first. Rails that overlap vertically get different lanes; lane 0 is
+    next to the stages.
     """
     children: dict[tuple[str, str], list[str]] = {}
     for name, roles in stages:
@@ -381,5 +385,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _slug(name: str) -> str:
-    """A stage's name as an id: other signs by their number, so that two names stay two."""
+    """A stage's name as an id; other characters become their number, so that different names stay different."""
     return "s-" + "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):x}_" for c in name)

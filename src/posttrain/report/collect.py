@@ -1,10 +1,10 @@
-"""What a chain's directories say, as plain data. Nothing is computed again, and nothing that is missing is made up.
+"""A chain's directories as plain data. Nothing is computed again, and missing values stay missing.
 
-    chain.yaml, configs     what was asked for
-    lineage.json            what a complete stage made, from what, and how good it is
-    gates.json, stage.json  what a stage that is not complete got to
+    chain.yaml, configs     the configuration
+    lineage.json            what a complete stage made, from what, and its measures
+    gates.json, stage.json  how far an incomplete stage got
     metrics.jsonl           curves
-    completions.jsonl       scores and KL of single completions
+    completions.jsonl       scores and KL per completion
     answers/                the test rows
 
 Imports no torch.
@@ -36,7 +36,7 @@ from .curves import Log, read_log, sample_lines
 from .entities import Entities, read_entities
 from .health import read_alerts, read_findings
 
-# A state, with a sign that is read without colour.
+# A state with a symbol, readable without colour.
 GLYPHS = {
     "complete": "✓ complete", "running": "▶ running", "cut off": "✂ cut off", "gate failed": "✗ gate failed",
     "not started": "○ not started", "damaged": "✗ damaged",
@@ -45,7 +45,7 @@ GLYPHS = {
 
 @dataclass(frozen=True)
 class Parent:
-    """One input of a stage, as it was recorded; `same` says whether that stage's result still is the one it was."""
+    """One input of a stage, as recorded; `same`: whether that stage still has this result."""
 
     role: str
     stage: str
@@ -56,7 +56,7 @@ class Parent:
 
 @dataclass(frozen=True)
 class Note:
-    """One thing a reader should know of a stage's health."""
+    """One health finding of a stage."""
 
     step: int | None
     text: str
@@ -71,15 +71,15 @@ class StageFacts:
     recipe: str
     run_dir: Path
     state: str  # complete | running | cut off | gate failed | not started | damaged
-    why: str  # of a state that is not complete, in words
+    why: str  # the reason, if it is not complete
     roles: Mapping[str, str]  # role -> stage, as the chain's file has it
     command: str
     config_text: str
-    changed: list[str]  # where the chain's files differ from what a complete stage was made with
+    changed: list[str]  # keys whose value in the chain's files differs from a complete stage's
     lineage: Lineage | None = None
     parents: list[Parent] = field(default_factory=list)
     measures: list[Measure] = field(default_factory=list)
-    numbers: dict[str, str] = field(default_factory=dict)  # what was measured beside shares, in words
+    numbers: dict[str, str] = field(default_factory=dict)  # measures that are not shares, as text
     log: Log = field(default_factory=Log)
     completions: list[dict[str, Any]] = field(default_factory=list)
     completions_all: bool = True
@@ -95,7 +95,7 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class ChainFacts:
-    """All that a report says."""
+    """The data of a report."""
 
     name: str
     path: Path
@@ -113,7 +113,7 @@ class ChainFacts:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Library -> version; of several, all."""
+        """Library -> version, or all versions if stages differ."""
         found: dict[str, list[str]] = {}
         for stage in self.stages:
             for name, version in (stage.lineage.versions if stage.lineage else {}).items():
@@ -123,7 +123,7 @@ class ChainFacts:
 
 
 def read_facts(chain: Chain) -> ChainFacts:
-    """Read a chain's directories, whatever state they are in. Raises ArtifactError only for damaged answers."""
+    """Read a chain's directories in any state. Raises ArtifactError only for damaged answers."""
     stages = [read_stage(chain, stage) for stage in chain.stages]
     asked = [
         (s.name, s.run_dir, not any(role == "policy" for role in s.roles))
@@ -133,7 +133,7 @@ def read_facts(chain: Chain) -> ChainFacts:
     answers = read_side_by_side(asked)
     missing = [f"{s.name}: {s.state}; {s.why}" for s in stages if not s.complete]
     if answers is None and any(s.complete and RECIPES[s.recipe].makes == "policy" for s in stages):
-        missing.append("answers side by side: no stage has a test_file, so nothing was asked")
+        missing.append("answers side by side: no stage has a test_file")
     return ChainFacts(
         chain.name, chain.path, chain.output_dir, time.strftime("%Y-%m-%d %H:%M %Z"),
         _text(chain.path), _text(chain.launch_config), tuple(stages), answers, tuple(missing),
@@ -141,7 +141,7 @@ def read_facts(chain: Chain) -> ChainFacts:
 
 
 def read_stage(chain: Chain, stage: ChainStage) -> StageFacts:
-    """One stage's directory."""
+    """Read one stage's directory."""
     run_dir, recipe = chain.run_dir(stage.name), stage.config.recipe
     command = build_command(recipe, stage_arguments(chain, stage), stage.launch.accelerate_config)
     facts = StageFacts(
@@ -170,17 +170,17 @@ def read_stage(chain: Chain, stage: ChainStage) -> StageFacts:
 
 
 def _is_drawn(recipe: str, metric: str) -> bool:
-    """Whether a recipe's charts want this metric; of any other no curve is kept."""
+    """Whether a recipe's charts use this metric; curves of other metrics are not kept."""
     return any(panel.find([metric]) or metric == panel.over for panel in RECIPES[recipe].all_panels)
 
 
 def _state(facts: StageFacts, ended: Path) -> tuple[str, str]:
-    """(state, why) of a stage; `ended` is the folder in which its processes report what they ended with."""
+    """(state, why) of a stage; `ended` is the folder with its processes' exit files."""
     run_dir = facts.run_dir
     if is_complete(run_dir):
         return "complete", ""
     if not (run_dir / MARKER).is_file():
-        return "not started", "`posttrain run` has not come to it"
+        return "not started", "`posttrain run` has not started it"
     reached = f"at step {facts.log.step}" + (f" of {facts.log.max_steps}" if facts.log.max_steps else "")
     where = reached if facts.log.records else "before its first log"
     if _is_locked(run_dir):
@@ -193,7 +193,7 @@ def _state(facts: StageFacts, ended: Path) -> tuple[str, str]:
 
 
 def _is_locked(run_dir: Path) -> bool:
-    """Whether a process is training there now (`run_dir.lock`)."""
+    """Whether a process is training there now (`runs/directory.py`)."""
     path = run_dir / LOCK
     if not path.is_file():
         return False
@@ -226,7 +226,7 @@ def _read_results(facts: StageFacts, lineage: Lineage) -> None:
 
 
 def _findings(facts: StageFacts, stderr: Path) -> list[Note]:
-    """What PPO's health watch reported: from the lineage, or of a stage that is not complete from its stderr."""
+    """PPO's health findings: from the lineage, or for an incomplete stage from its alerts or stderr."""
     if facts.lineage is not None:
         found = facts.lineage.metrics.get("health", [])
         return [Note(f["step"], f"{f['name']}: {f['value']:.4g}, limit {f['limit']:.4g}", f["advice"]) for f in found]
@@ -236,7 +236,7 @@ def _findings(facts: StageFacts, stderr: Path) -> list[Note]:
 
 def _not_finite(facts: StageFacts) -> list[Note]:
     return [
-        Note(None, f"{name}: {curve.not_finite:,} logged values are no finite number")
+        Note(None, f"{name}: {curve.not_finite:,} logged values are not finite")
         for name, curve in facts.log.curves.items()
         if curve.not_finite
     ]
@@ -261,25 +261,25 @@ def _read_gates(run_dir: Path) -> list[dict[str, Any]]:
              "accepted": str(g["accepted"]), "advice": str(g.get("advice", ""))}
             for g in gates
         ]  # fmt: skip
-    except (AttributeError, KeyError, TypeError, ValueError):  # broken JSON and half letters are ValueErrors
+    except (AttributeError, KeyError, TypeError, ValueError):  # broken JSON and broken UTF-8 are ValueErrors
         return [{"name": GATES, "passed": False, "value": float("nan"), "accepted": "readable JSON"}]
 
 
 def _changes(lineage: Lineage, stage: ChainStage) -> list[str]:
-    """Keys whose value in the chain's files is not the one that the result was made with."""
+    """Keys whose value in the chain's files differs from the one that the result was made with."""
     return [
         f"{key}: {then!r} then, {now!r} now" for key, (then, now) in changed_keys(lineage.config, stage.config).items()
     ]
 
 
 def _relative(word: str) -> str:
-    """A path below the working directory, as one would type it."""
+    """The path relative to the working directory, if it is below it."""
     path = Path(word)
     return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else word
 
 
 def _text(path: Path) -> str:
-    return redact(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else f"({path} is not there)"
+    return redact(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else f"({path} does not exist)"
 
 
 def _tail(path: Path, most: int = 200_000) -> list[str]:

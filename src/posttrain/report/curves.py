@@ -1,7 +1,7 @@
 """Metrics over steps, read from a log of any length in bounded memory.
 
-A curve is kept in buckets of steps. Each holds the least, the greatest and the mean of its values, so that a spike of
-one step in 200,000 is drawn as high as it was. Up to `2 * BUCKETS` steps nothing is summarised.
+Curves are downsampled to min/mean/max buckets of steps, whose width doubles when there are too many. So a spike of one
+step in 200,000 is drawn as high as it was. Up to `2 * BUCKETS` steps each step has its own bucket.
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import Any
 
 BUCKETS = 240
 LAST_STEP = 10**15
-LARGEST = 1e300  # of what is drawn
+LARGEST = 1e300  # values beyond this are not drawn
 
 
 @dataclass
 class Curve:
-    """One metric: finite values in buckets of `width` steps, and what they were like altogether."""
+    """One metric: finite values in buckets of `width` steps, and first, last, lowest and highest value."""
 
     width: int = 1
     buckets: dict[int, list[float]] = field(default_factory=dict)  # number -> [low, high, total, count]
@@ -30,8 +30,8 @@ class Curve:
     high: float = -math.inf
 
     def add(self, step: int, value: float) -> None:
-        """One more value; steps may come in any order."""
-        if not -LARGEST < value < LARGEST:  # NaN is not, and an integer may be larger than any float
+        """Add one value; steps may come in any order."""
+        if not -LARGEST < value < LARGEST:  # also False for NaN; an integer may be larger than any float
             self.not_finite += 1
             return
         if not self.count:
@@ -57,7 +57,7 @@ class Curve:
             self.high = value
 
     def _widen(self) -> None:
-        """Twice as many steps a bucket."""
+        """Double the number of steps per bucket."""
         self.width *= 2
         wider: dict[int, list[float]] = {}
         for number, (low, high, total, count) in self.buckets.items():
@@ -82,7 +82,7 @@ class Curve:
 
 
 def trainer_name(metric: str) -> str:
-    """A metric as its trainer names it, also where a log has a dashboard's name: `train/loss`, `eval/loss`."""
+    """The trainer's name of a metric, from a dashboard's name such as `train/loss` or `eval/loss`."""
     if metric.startswith("eval/"):
         return f"eval_{metric.removeprefix('eval/')}"
     return metric.removeprefix("train/")
@@ -90,18 +90,18 @@ def trainer_name(metric: str) -> str:
 
 @dataclass
 class Log:
-    """What `metrics.jsonl` says: the curves that were asked for, the last value of every number, how far it got."""
+    """The content of `metrics.jsonl`: the wanted curves, the last value of every number, the last step."""
 
     curves: dict[str, Curve] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     records: int = 0
-    broken: int = 0  # lines that are no JSON object: a kill leaves half of one
+    broken: int = 0  # lines that are not a JSON object, such as a half line after a kill
     step: int = 0
     max_steps: int | None = None
 
 
 def read_log(path: Path, wanted: Callable[[str], bool]) -> Log:
-    """Read a log line by line; curves are kept of the metrics whose name (`trainer_name`) is `wanted`."""
+    """Read a log line by line; curves are kept for metrics whose name (`trainer_name`) is `wanted`."""
     log = Log()
     if not path.is_file():
         return log
@@ -117,7 +117,7 @@ def read_log(path: Path, wanted: Callable[[str], bool]) -> Log:
             log.records += 1
             log.step = max(log.step, step)
             for key, value in record.items():
-                if value.__class__ is not float and value.__class__ is not int:  # bool is no number here
+                if value.__class__ is not float and value.__class__ is not int:  # a bool is not a number here
                     continue
                 if key not in curves:
                     names[key] = trainer_name(key)
@@ -134,7 +134,7 @@ def read_log(path: Path, wanted: Callable[[str], bool]) -> Log:
 
 
 def parse(line: str) -> dict[str, Any] | None:
-    """A line as a JSON object; None when it is none."""
+    """A line as a JSON object; None if it is not one."""
     try:
         record = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
@@ -145,7 +145,7 @@ def parse(line: str) -> dict[str, Any] | None:
 def sample_lines(path: Path, most: int = 4000) -> tuple[list[dict[str, Any]], bool]:
     """The objects of a JSONL file, or of `most` lines evenly spaced over it; and whether those are all.
 
-    A long file is not read: the place of each line is sought, and the line that begins after it taken.
+    A long file is not read as a whole: evenly spaced offsets are sought, and the next full line is taken.
     """
     found: list[dict[str, Any]] = []
     if not path.is_file():

@@ -1,7 +1,7 @@
 """The dashboard of a chain: a W&B workspace as code, and trackio's page on this machine.
 
-The workspace draws the panels and measures of the table of recipes, as the report does, under the record's names; a
-test holds each name against a recorded chain. It shows the runs of one chain, and only the sections of its recipes.
+The workspace has the panels and measures of the table of recipes, like the report, under the record's names; a test
+checks each name against a recorded chain. It shows the runs of one chain, and only the sections of its recipes.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from ..tracking.tracker import ANSWERS_TABLE, COMPLETIONS_TABLE
 from ..tracking.trackio_sink import FOLDER
 from ..tracking.wandb_sink import STEP, offline_runs
 
-VIEW = "dashboard.json"  # in a chain's folder: the view that was pushed, to be pushed to again
+VIEW = "dashboard.json"  # in a chain's folder: the view that was pushed, to be updated by the next push
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class WorkspacePanel:
     Attributes:
         title: its heading.
         kind: `lines` over steps, `stacked` areas, `bars` of each run's last value, or a `table` of samples.
-        metrics: names as the record has them (`train/loss`); of a table, its one name.
+        metrics: names as in the record (`train/loss`); for a table, its name.
         over: the metric on the horizontal axis; None: the optimizer's step.
-        recipes: those that log what it names.
-        everywhere: False where it depends on the device whether it is logged.
+        recipes: those that log these metrics.
+        everywhere: False if they are logged on some devices only.
     """
 
     title: str
@@ -58,12 +58,12 @@ class Section:
 
 
 def sections_of(recipes: Collection[str]) -> list[Section]:
-    """The workspace of a chain of these recipes, from their rows in the table; empty sections are left out."""
+    """The sections for a chain of these recipes, from their rows in the table; empty ones are left out."""
     rows = {name: recipe for name, recipe in RECIPES.items() if name in recipes and recipe.trainer is not None}
     trained = tuple(rows)
     drawing = tuple(name for name, row in rows.items() if row.draws)
     asked = tuple(name for name, row in rows.items() if row.answers_prompts or row.makes == "tagger")
-    loss = WorkspacePanel("Loss of every stage", "lines", ("train/loss",), trained)
+    loss = WorkspacePanel("Loss per stage", "lines", ("train/loss",), trained)
     left = WorkspacePanel("Seconds left", "lines", ("perf/left_s",), trained)
     shared = [_panel_of(panel, trained) for panel in (GRADIENT, LEARNING_RATE)]
     speed = [_panel_of(panel, trained) for panel in SPEED] + [_panel_of(ROLLOUT_SPEED, drawing)]
@@ -82,7 +82,7 @@ def sections_of(recipes: Collection[str]) -> list[Section]:
 
 
 def _panel_of(panel: Panel, recipes: tuple[str, ...]) -> WorkspacePanel:
-    """A panel with the record's names. Patterns are left out: W&B wants names."""
+    """A panel with the record's names. Patterns are left out, since W&B needs names."""
     names = tuple(metric_name(name) for name in panel.metrics if "*" not in name)
     over = metric_name(panel.over) if panel.over else None
     title = f"{panel.title}, {panel.unit}" if panel.unit else panel.title
@@ -90,7 +90,7 @@ def _panel_of(panel: Panel, recipes: tuple[str, ...]) -> WorkspacePanel:
 
 
 def _bars(rows: Mapping[str, Recipe]) -> list[WorkspacePanel]:
-    """The measures of finished stages, one chart for each: before beside after where both were measured."""
+    """One chart per measure of finished stages: after, and before if it was measured."""
     by_measure: dict[Measured, list[str]] = {}
     for name, row in rows.items():
         for about in row.measures:
@@ -145,7 +145,7 @@ def _panel(panel: WorkspacePanel) -> Any:
 
 
 def push(chain: Chain) -> str:
-    """Save the chain's workspace on W&B, over the one that was saved before; its address. Raises ConfigError."""
+    """Save the chain's workspace on W&B, replacing an earlier one; return its address. Raises ConfigError."""
     from ..tracking.wandb_server import WandbServer
 
     server = WandbServer.configured()
@@ -170,10 +170,10 @@ def push(chain: Chain) -> str:
 
 
 def _setting(chain: Chain, key: str) -> Any:
-    """A key that the chain's stages agree on, as far as they have it. Raises ConfigError where they do not."""
+    """The value of a key that must be the same in all stages that have it. Raises ConfigError if it is not."""
     found = {stage.config.values[key] for stage in chain.stages if stage.config.values.get(key)}
     if len(found) > 1:
-        raise ConfigError(f"{chain.path}: its stages have several values of {key}: {', '.join(sorted(found))}")
+        raise ConfigError(f"{chain.path}: its stages have different values of {key}: {', '.join(sorted(found))}")
     return next(iter(found), None)
 
 
@@ -181,7 +181,7 @@ def _setting(chain: Chain, key: str) -> Any:
 
 
 def show(path: Path, *, port: int | None = None, open_browser: bool = True) -> None:
-    """Serve trackio's page until Ctrl-C. Raises ArtifactError where there is nothing to show.
+    """Serve trackio's page until Ctrl-C. Raises ArtifactError if there is nothing to show.
 
     `path` is a chain's file, its output directory, or the run directory of a stage alone.
     """
@@ -196,7 +196,7 @@ def show(path: Path, *, port: int | None = None, open_browser: bool = True) -> N
         import trackio
     except ImportError as error:
         raise ConfigError("trackio is not installed; run `pip install 'posttrain[trackio]'`") from error
-    # trackio's own words on this are about a token that lets the page be written to; nobody needs it to look.
+    # trackio's own message is about a token for writing to the page, which is not needed for looking at it.
     with contextlib.redirect_stdout(io.StringIO()):
         server, url, *_ = trackio.show(open_browser=False, block_thread=False, server_port=port)
     address = f"{url.rstrip('/')}/?project={project}"
@@ -211,7 +211,7 @@ def show(path: Path, *, port: int | None = None, open_browser: bool = True) -> N
 
 
 def locate(path: Path) -> tuple[Path, str, list[Path]]:
-    """Where trackio's data of a chain or a stage are, under which project, and the run directories."""
+    """The folder of trackio's data for a chain or a stage, the project, and the run directories."""
     if path.is_file():
         chain = read_chain(path)
         return chain.output_dir, chain.name, [chain.run_dir(stage.name) for stage in chain.stages]
@@ -220,12 +220,12 @@ def locate(path: Path) -> tuple[Path, str, list[Path]]:
         runs = sorted(marker.parent for marker in path.glob(f"*/{RUN}"))
         return path, json.loads(owner.read_text(encoding="utf-8"))["name"], runs
     if not (path / RUN).is_file():
-        raise ArtifactError(f"{path} is no chain's file, no chain's output directory and no run directory")
+        raise ArtifactError(f"{path} is neither a chain's file, nor a chain's output directory, nor a run directory")
     return path, LONE, [path]
 
 
 def wandb_commands(runs: Iterable[Path]) -> Iterator[str]:
-    """What W&B's own tools can do with the runs that it kept in run directories."""
+    """Commands of W&B's own tools for the runs kept in run directories."""
     for run in runs:
         folders = [file.parent for file in offline_runs(run)]
         if folders:

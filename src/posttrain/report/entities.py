@@ -1,4 +1,4 @@
-"""A tagger's answers: which type was read as which, and how sure F1 is."""
+"""A tagger's answers: confusions of types, and intervals of F1."""
 
 import json
 from collections import Counter
@@ -11,13 +11,13 @@ from ..fileio import lines_of
 from ..ner.tags import spans, to_bio
 from ..runs.paths import ANSWERS
 
-NONE, OTHER_ENDS = "none", "other ends"
+NONE, OTHER_ENDS = "none", "wrong boundaries"
 RESAMPLES, SEED = 1000, 0
 
 
 @dataclass(frozen=True)
 class TypeScore:
-    """Of one entity type, or of all ("micro"): the scores, and the 95% interval of F1."""
+    """The scores of one entity type, or of all ("micro"), with the 95% interval of F1."""
 
     label: str
     precision: float
@@ -38,7 +38,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Entities:
-    """What was measured on one set of sentences. `confusions` is gold type (rows, "none" last) by found type."""
+    """The results on one set of sentences. `confusions`: gold types (rows, "none" last) by predicted types."""
 
     measured_on: str
     sentences: int
@@ -50,7 +50,7 @@ class Entities:
 
 
 def read_entities(run_dir: Path, measured_on: str) -> Entities | None:
-    """The tagger's answers of a run; None where it has none. Raises ArtifactError for damaged files."""
+    """The tagger's answers of a run; None if it has none. Raises ArtifactError for damaged files."""
     summary_file, answers_file = (run_dir / ANSWERS / f"{measured_on}{suffix}" for suffix in (".json", ".jsonl"))
     if not (summary_file.is_file() and answers_file.is_file()):
         return None
@@ -77,10 +77,10 @@ def read_entities(run_dir: Path, measured_on: str) -> Entities | None:
 def confusions(
     gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]], labels: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """(columns, counts): each gold entity by what was found in its place; the last row is of what is no entity.
+    """(columns, counts): each gold entity by the prediction in its place; the last row has spurious predictions.
 
-    Columns are the types, then "other ends" (the right type, wrongly cut), then "none". Of several that overlap an
-    entity the first counts, as in the list of mistakes.
+    Columns are the types, then "wrong boundaries" (of the right type), then "none". If several predictions overlap an
+    entity, the first counts, as in the list of mistakes.
     """
     counts: Counter[tuple[str, str]] = Counter()
     for gold_tags, found_tags in zip(gold, found, strict=True):
@@ -104,11 +104,11 @@ def confusions(
 def f1_intervals(
     gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]], labels: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
-    """Type, and "micro", -> the 95% percentile interval of F1 over sentences drawn anew (Efron, 1979)."""
+    """Type or "micro" -> the 95% percentile bootstrap interval of F1 over sentences (Efron, 1979)."""
     import numpy as np
 
     names = (*labels, "micro")
-    counts = np.zeros((len(gold), len(names), 2))  # of each sentence and type: right, and gold plus found
+    counts = np.zeros((len(gold), len(names), 2))  # per sentence and type: correct ones, and gold plus predicted ones
     for row, (gold_tags, found_tags) in enumerate(zip(gold, found, strict=True)):
         true, guesses = set(spans(gold_tags)), set(spans(to_bio(found_tags, "bio", repair=True)))
         for column, name in enumerate(names):

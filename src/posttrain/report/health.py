@@ -1,6 +1,6 @@
-"""Findings of a health watch, while a stage is not complete: from its alerts, or from the warnings in its stderr.
+"""Health findings of an incomplete stage: from its alerts, or from the warnings in its stderr.
 
-A complete stage of PPO has them in its lineage. `ppo/health.py` makes them, and imports torch; this does not.
+A complete PPO stage has them in its lineage. `ppo/health.py` makes them, and imports torch; this module does not.
 """
 
 import re
@@ -23,14 +23,14 @@ class Finding:
 
 
 def read_findings(lines: Iterable[str]) -> list[Finding]:
-    """Each finding among the lines of a log, once."""
+    """The findings among the lines of a log, each once."""
     matches = (m for line in lines if (m := _FINDING.search(line)))
     found = [Finding(int(m[1]), f"{m[2]}: {m[3]}, limit {m[4]}", m[5].strip()) for m in matches]
     return list(dict.fromkeys(found))
 
 
 def read_alerts(run_dir: Path) -> list[Finding]:
-    """The alerts of a run directory; none where it has no file of them."""
+    """The alerts of a run directory; empty if it has no file of them."""
     path = run_dir / ALERTS
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""A chain's report: facts and figures put into one HTML file. `write_report` is what `posttrain report` calls."""
+"""A chain's report: data and figures as one HTML file. `posttrain report` calls `write_report`."""
 
 import importlib.metadata
 import os
@@ -20,24 +20,24 @@ from . import charts
 from .collect import GLYPHS, ChainFacts, StageFacts, read_facts
 
 REPORT = "report.html"
-CHARTS_SHOWN = 4  # of a stage; the others unfold
-LONG_WORD = 20  # signs
+CHARTS_SHOWN = 4  # per stage; the others are folded away
+LONG_WORD = 20  # characters
 CUT = 400  # characters of a prompt or an answer
 _ARROWS = {"better": "▲", "worse": "▼", "no clear change": "≈"}
 
 
 def write_report(chain: Chain, output: Path | None = None) -> Path:
-    """Write the report of a chain, `report.html` in its directory unless told otherwise; return the file.
+    """Write the report of a chain, by default to `report.html` in its directory; return the file.
 
-    Raises ConfigError when nothing of the chain has run, a package is missing, or the place for the file is none;
-    ArtifactError when the directory is another chain's.
+    Raises ConfigError if nothing of the chain has run, a package is missing, or the output's folder does not exist;
+    ArtifactError if the directory is another chain's.
     """
     missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
     if missing:
         raise ConfigError(f"a report is drawn with {' and '.join(missing)}: pip install 'posttrain[report]'")
     if not chain.output_dir.is_dir():
         raise ConfigError(
-            f"{chain.path}: {chain.output_dir} does not exist: nothing has run; `posttrain run` comes first"
+            f"{chain.path}: {chain.output_dir} does not exist: nothing has run; use `posttrain run` first"
         )
     take_chain_directory(chain, write=False)
     path = output or chain.output_dir / REPORT
@@ -48,7 +48,7 @@ def write_report(chain: Chain, output: Path | None = None) -> Path:
 
 
 def render(facts: ChainFacts) -> str:
-    """The page as text: valid HTML, every text in it escaped and without secrets."""
+    """The page as text: valid HTML, with all values escaped and without secrets."""
     template = _environment().get_template("page.html.j2")
     costs = charts.costs(facts)
     seconds = sum(s.lineage.cost.get("wall_s", 0.0) for s in facts.stages if s.lineage)
@@ -71,7 +71,7 @@ def _environment() -> Any:
     from markupsafe import Markup
 
     def settle(value: Any) -> Any:
-        """What every expression of the template goes through, before it is escaped."""
+        """Clean the value of an expression of the template, before it is escaped."""
         return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     environment = Environment(
@@ -119,13 +119,13 @@ def _source(source: Any) -> str:
 
 
 def _at_home(path: str) -> str:
-    """A path below the home folder with `~`: whose machine it was is nobody's business."""
+    """The path with `~` for the home folder, so that the page does not show the user's name."""
     home = os.path.expanduser("~")
     return f"~{path.removeprefix(home)}" if home != "/" and path.startswith(home + "/") else path
 
 
 def base_name(stage: StageFacts) -> str:
-    """A base model's name; of a folder its last part."""
+    """A base model's name; for a folder, its last part."""
     name = str(stage.lineage.base.get("name", "")) if stage.lineage else ""
     return Path(name).name if os.path.isabs(name) else name
 
@@ -141,7 +141,7 @@ def _recipe(facts: ChainFacts) -> str:
 
 
 def _effective(stage: StageFacts) -> str:
-    """The values that were set, one a line, as YAML has them."""
+    """The values that were set, one per line, as in YAML."""
     given = {k: v for k, v in flatten(stage.config).items() if v not in (None, [], {})}
     return "".join(
         yaml.safe_dump({k: _at_home(v) if isinstance(v, str) else v}, allow_unicode=True, width=10_000)
@@ -150,7 +150,7 @@ def _effective(stage: StageFacts) -> str:
 
 
 def _has_long_word(text: str) -> bool:
-    """Whether a table must be allowed to break a word, or it would be wider than the page."""
+    """Whether a text has a word so long that a table must break it to fit the page."""
     return any(len(word) > LONG_WORD for word in text.split())
 
 

@@ -1,7 +1,7 @@
-"""matplotlib figures as SVG that belongs to a page: its colours and fonts, few bytes, no id that another figure has.
+"""matplotlib figures as SVG for a page: with the page's colours and fonts, small, and with unique ids.
 
-Colours are written as placeholders and become CSS variables, so that one figure is right in light, in dark and in
-print. Text stays text. Nothing here decides what is drawn (`charts.py`).
+Colours are written as placeholders and become CSS variables, so that a figure suits light mode, dark mode and print.
+Text stays text. `charts.py` decides what is drawn.
 """
 
 import io
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from ..redact import clean, redact
 
-# Placeholder -> CSS variable. Six series colours, then ink, muted ink, lines of a grid, and what is behind.
+# Placeholder -> CSS variable: six series colours, then text, muted text, grid lines, and background.
 SERIES = tuple(f"#0a00{n:02x}" for n in range(1, 7))
 INK, MUTED, GRID, PAPER, PANEL = "#0b0001", "#0b0002", "#0b0003", "#0b0004", "#0b0005"
 
@@ -22,7 +22,7 @@ _VARIABLES = {
     INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)", PANEL: "var(--panel)",
 }  # fmt: skip
 
-# Telling series apart without colour: a dash pattern and a marker each.
+# A dash pattern and a marker per series, to tell them apart without colour.
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)), (0, (3, 1.5)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDTH = 4.6
@@ -45,14 +45,14 @@ _FONT = re.compile(r"font: (?:(bold|\d{3}) )?([\d.]+)px [^;]*")
 
 
 def style() -> Any:
-    """The context in which a figure is made and written."""
+    """The matplotlib context in which a figure is made and written."""
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)
 
 
 def new_axes(width: float = WIDTH, height: float = 2.35, *, left: float = 0.5, top: float = 0.1) -> tuple[Any, Any]:
-    """A figure and its axes, in inches. An inch is 72 CSS pixels where the page is as wide as a phone.
+    """A figure and its axes; sizes are in inches. An inch is 72 CSS pixels on a phone-wide page.
 
     Margins are fixed: measuring the labels for a layout would take as long as drawing them.
     """
@@ -91,7 +91,7 @@ def to_svg(figure: Any, *, name: str, label: str) -> Markup:
 
 
 def _settle(element: Any, name: str, used: set[str]) -> None:
-    """Page colours, page fonts, short numbers, ids of this figure alone; text without secrets."""
+    """Use the page's colours and fonts, short numbers and unique ids; remove secrets from text."""
     attributes = element.attrib
     identifier = attributes.pop("id", None)
     if identifier in used:

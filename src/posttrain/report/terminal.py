@@ -1,7 +1,7 @@
-"""What a running chain shows: plain lines, or on a terminal one calm view that is drawn in place.
+"""How a running chain is shown: as plain lines, or on a terminal as a live view that is redrawn in place.
 
-`Lines` prints what the stages print. `LiveView` shows stages, bars, the metrics of the running stage with sparklines,
-and what its health watch found; every line that it leaves out is in the chain's `.logs/`. Imports no torch.
+`Lines` prints the output of the stages. `LiveView` shows stages, progress bars, the metrics of the running stage with
+sparklines, and its health findings; the stages' full output is in the chain's `.logs/`. Imports no torch.
 """
 
 import re
@@ -22,7 +22,7 @@ _STEP = re.compile(r"^step (\d+)/(\d+)\b")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS, METRICS_SHOWN, FINDINGS_SHOWN = 24, 4, 3
 
-# The metrics of a running stage, the most telling first.
+# The metrics of a running stage, the most important first.
 _TELLING = (
     "objective/scores", "objective/kl", "objective/entropy", "rewards/margins", "rewards/accuracies", "accuracy",
     "eval_f1", "loss", "eval_loss", "mean_token_accuracy",
@@ -30,7 +30,7 @@ _TELLING = (
 
 
 def choose_view(title: str, *, plain: bool = False) -> "Lines":
-    """A live view where stdout is a terminal that can be drawn on; plain lines elsewhere, and where asked for."""
+    """The live view if stdout is a terminal that can be redrawn; plain lines otherwise, or with `plain`."""
     from rich.console import Console
 
     console = Console()
@@ -41,14 +41,14 @@ def choose_view(title: str, *, plain: bool = False) -> "Lines":
 
 @dataclass
 class Tail:
-    """The lines that a growing file has gained since it was last looked at."""
+    """The new lines of a growing file since the last read."""
 
     path: Path
     place: int = 0
     rest: bytes = b""
 
     def read(self) -> tuple[bool, list[str]]:
-        """(whether the file was written anew, whole new lines)."""
+        """(whether the file was rewritten, its new complete lines)."""
         if not self.path.is_file():
             return False, []
         anew = self.path.stat().st_size < self.place
@@ -64,7 +64,7 @@ class Tail:
 
 @dataclass
 class StageView:
-    """What is known of one stage while the chain runs."""
+    """The state of one stage while the chain runs."""
 
     name: str
     state: str  # skip | waiting | running | complete | failed
@@ -82,7 +82,7 @@ class StageView:
     stderr: Tail | None = None
 
     def look(self) -> None:
-        """Take in what the stage has written since."""
+        """Read what the stage has written since the last call."""
         if self.log is not None:
             anew, lines = self.log.read()
             if anew:
@@ -103,12 +103,12 @@ class StageView:
             if key in _TELLING and isinstance(value, (int, float)):
                 curve = self.curves.setdefault(key, Curve())
                 curve.add(step, value)
-                if curve.not_finite == 1 and not any(f.what == f"{key} is no finite number" for f in self.findings):
-                    self.findings.append(Finding(step, f"{key} is no finite number", "Lower learning_rate."))
+                if curve.not_finite == 1 and not any(f.what == f"{key} is not finite" for f in self.findings):
+                    self.findings.append(Finding(step, f"{key} is not finite", "Lower learning_rate."))
 
 
 class LiveView(Lines):
-    """One view of the whole chain, drawn in place twice a second."""
+    """One view of the whole chain, redrawn in place twice per second."""
 
     def __init__(self, title: str, console: Any) -> None:
         from rich.live import Live
@@ -151,7 +151,7 @@ class LiveView(Lines):
         stage.state, stage.result = ("failed", "") if result is None else ("complete", result)
 
     def render(self) -> Any:
-        """The picture of this moment."""
+        """The current view."""
         from rich.console import Group
         from rich.text import Text
 
@@ -176,7 +176,7 @@ _STYLES = {"skip": "green", "complete": "green", "running": "bold", "waiting": "
 
 
 def _rows(stage: StageView) -> list[Any]:
-    """The lines of one stage: one, and of the running stage its bar, its metrics and its last words."""
+    """The lines of one stage: one line; for the running stage also its bar, its metrics and its last output."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -199,7 +199,7 @@ def _rows(stage: StageView) -> list[Any]:
     bar = ProgressBar(total=max(1, stage.max_steps), completed=stage.step, pulse=False)
     line.add_row(head, bar, Text(f"{steps}  {_clock(time.monotonic() - stage.begun)}{left}"))
     metrics = Table.grid(padding=(0, 2))
-    for width in (22, SPARKS, 10):  # fixed, so that nothing moves while numbers do
+    for width in (22, SPARKS, 10):  # fixed, so that columns stay in place while numbers change
         metrics.add_column(no_wrap=True, width=width)
     for key in [k for k in _TELLING if k in stage.curves][:METRICS_SHOWN]:
         curve = stage.curves[key]
@@ -209,7 +209,7 @@ def _rows(stage: StageView) -> list[Any]:
 
 
 def sparkline(curve: Curve, width: int = SPARKS) -> str:
-    """The means of a curve as blocks, `width` signs at most, from its least to its greatest."""
+    """The means of a curve as block characters, at most `width`, scaled from its minimum to its maximum."""
     means = [mean for _, _, mean, _ in curve.points]
     if not means:
         return ""

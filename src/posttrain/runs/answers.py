@@ -1,4 +1,4 @@
-"""What a policy answered to the test rows: kept, read again, compared row by row. Imports no torch."""
+"""A policy's answers to the test rows: written, read, compared row by row. Imports no torch."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ..intervals import mean_interval, wilson, write_share
 
 @dataclass(frozen=True)
 class Answer:
-    """What a policy answered to one test row: greedily, and in each sample."""
+    """A policy's answers to one test row: the greedy one, and the sampled ones."""
 
     prompt: Any
     expected: Any
@@ -31,7 +31,7 @@ class Answer:
 
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    """One JSON object a row."""
+    """Write one JSON object per row."""
     write_atomically(path, "".join(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in answers))
 
 
@@ -40,7 +40,7 @@ def read_answers(path: Path) -> list[Answer]:
 
 
 def exact_match(answers: Sequence[Answer]) -> dict[str, float]:
-    """Greedy and sampled exact match, with the share of greedy completions that stop."""
+    """Greedy and sampled exact match, and the share of greedy completions that end by EOS."""
     metrics: dict[str, float] = {"rows": len(answers)}
     metrics |= write_share("greedy_exact", wilson(sum(a.greedy_score for a in answers), len(answers)))
     metrics["stops"] = sum(a.stopped for a in answers) / len(answers)
@@ -57,7 +57,7 @@ def comparable(before: Sequence[Answer], after: Sequence[Answer]) -> bool:
 
 
 def change(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, float]:
-    """By how much exact match rose, row by row: a row's own difficulty is in both and cancels."""
+    """Change of exact match, paired by row: the difficulty of a row is in both and cancels."""
     pairs = list(zip(before, after, strict=True))
     metrics = write_share(
         "greedy_exact", mean_interval([b.greedy_score - a.greedy_score for a, b in pairs], lowest=-1.0)

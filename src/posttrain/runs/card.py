@@ -1,7 +1,7 @@
-"""A model card beside every result: `README.md` in the hub's format, from what the lineage says and nothing else.
+"""The model card of every result: `README.md` in the hub's format, made from the lineage alone.
 
-The card is no part of a result's digest: people add to it, and an edited sentence must not make an adapter "altered".
-It names a base only where that is a hub id, and no licence: the base's applies, and a lineage does not know it.
+The card is not part of a result's digest: people add to it, and an edited sentence must not make an adapter "altered".
+Its metadata name the base only if it is a hub id, and no licence: the base's applies, which a lineage does not know.
 """
 
 import re
@@ -33,7 +33,7 @@ _HYPERPARAMETERS = (
 
 
 def write_card(folder: Path, lineage: Lineage, *, merged: bool = False) -> None:
-    """Write the card of a result into its folder; `merged` says that an adapter was added into its base there."""
+    """Write the card of a result into its folder; `merged`: the folder has an adapter merged into its base."""
     from huggingface_hub import ModelCard
 
     card = ModelCard(f"---\n{card_data(lineage, merged=merged).to_yaml()}\n---\n\n{body(lineage, merged=merged)}")
@@ -67,7 +67,7 @@ def card_data(lineage: Lineage, *, merged: bool = False) -> Any:
 
 
 def _results(lineage: Lineage) -> list[Any]:
-    """What was measured at the stage's end, in the form of the hub's model index."""
+    """The measures of the finished stage, as the hub's model index has them."""
     from huggingface_hub import EvalResult
 
     found: list[Any] = []
@@ -111,7 +111,7 @@ def _title(lineage: Lineage) -> str:
 def _summary(lineage: Lineage, merged: bool) -> str:
     method, base = _method(lineage), escape(base_name(lineage))
     if merged:
-        what = f"A plain model: the {method} adapter of the stage {escape(lineage.stage)} added into {base}"
+        what = f"A plain model: the {method} adapter of the stage {escape(lineage.stage)} merged into {base}"
     elif lineage.kind == "adapter":
         what = f"A PEFT adapter ({method}) on {base}"
     else:
@@ -124,7 +124,7 @@ def _summary(lineage: Lineage, merged: bool) -> str:
 def _use(lineage: Lineage, merged: bool) -> str:
     if lineage.kind == "adapter" and not merged and lineage.start == "merge":
         return (
-            "This adapter stands on the base with its parent's adapter merged in: PEFT alone cannot load it.\n\n"
+            "This adapter was trained on the base with its parent's adapter merged in: PEFT alone cannot load it.\n\n"
             "```python\nfrom pathlib import Path\n\nfrom posttrain.adapters import load_policy\n\n"
             'model = load_policy(Path("RUN"))  # the run directory that holds this folder\n```\n\n'
             "`posttrain merge RUN OUTPUT` writes a plain model."
@@ -167,7 +167,7 @@ def _measured(lineage: Lineage) -> str:
         return "Nothing was measured: the stage had no test rows."
     table = ["| measure | before | after | change |", "|---|---|---|---|"]
     table += [f"| {' | '.join(escape(cell) for cell in row)} |" for row in rows]
-    return "\n".join([*table, "", "Brackets are 95% intervals; a change is measured row by row."])
+    return "\n".join([*table, "", "Brackets are 95% intervals; changes are paired by row."])
 
 
 def _training(lineage: Lineage) -> str:
@@ -207,7 +207,7 @@ def _lineage(lineage: Lineage) -> str:
 
 
 def base_name(lineage: Lineage) -> str:
-    """The base's name; of a folder its last part."""
+    """The base's name; for a folder, its last part."""
     name = str(lineage.base.get("name") or "the base model")
     return name if base_id(lineage) else Path(name).name
 
@@ -229,5 +229,5 @@ def _method(lineage: Lineage) -> str | None:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown leaves as it is, in a table too, on one line and without secrets."""
+    """Text escaped for Markdown, also in a table; on one line and without secrets."""
     return re.sub(r"([\\`*_\[\]<>#|~$])", r"\\\1", " ".join(clean(text).split())).replace("&", "&amp;")

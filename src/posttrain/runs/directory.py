@@ -1,7 +1,7 @@
-"""Whose a run directory is: taken and locked.
+"""Ownership and locking of a run directory.
 
-stage.json     whose it is, by the stage's key; written when it is taken
-.lock          held while a process works there
+stage.json     the owner, as the stage's key; written when the directory is taken
+.lock          held while a process works in it
 checkpoints/   until the stage is complete
 """
 
@@ -18,9 +18,9 @@ from .paths import ADAPTER, CHECKPOINT, CHECKPOINTS, DRAWN, LOCK, MARKER, METRIC
 
 
 def take_directory(run_dir: Path, key: str, recipe: str, *, wait_s: float = 0) -> IO[str]:
-    """Mark `run_dir` as this run's, or refuse it; the lock on it, to be kept (`lock`).
+    """Mark `run_dir` as this run's, or refuse it. Returns the lock on it (`lock`), which the caller keeps.
 
-    Raises ArtifactError for a directory with something else in it, LaunchError for one where another process works.
+    Raises ArtifactError for a directory with other content, LaunchError if another process works in it.
     """
     marker = run_dir / MARKER
     if not marker.is_file() and run_dir.exists() and any(p.name != LOCK for p in run_dir.iterdir()):
@@ -37,7 +37,7 @@ def take_directory(run_dir: Path, key: str, recipe: str, *, wait_s: float = 0) -
 
 
 def _check_owner(run_dir: Path, key: str) -> None:
-    """Refuse what another run has left there, and what is complete. Raises ArtifactError."""
+    """Refuse a directory of another run, or of a complete one. Raises ArtifactError."""
     marker = run_dir / MARKER
     if is_complete(run_dir):
         owner = read_lineage(run_dir)
@@ -53,20 +53,20 @@ def _check_owner(run_dir: Path, key: str) -> None:
 
 
 def _has_work(run_dir: Path) -> bool:
-    """Whether something was computed there; a run that was refused for its data leaves nothing to keep."""
+    """Whether something was computed there. A run that was refused for its data leaves nothing to keep."""
     return any((run_dir / CHECKPOINTS).glob(f"{CHECKPOINT}*")) or any(
         (run_dir / name).exists() for name in (METRICS, DRAWN, ADAPTER, MODEL)
     )
 
 
 def lock(run_dir: Path, *, wait_s: float = 0) -> IO[str]:
-    """Hold the run directory for as long as the file that is returned is open: two writers would tear its checkpoints.
+    """Lock the run directory until the returned file is closed: two writers would corrupt its checkpoints.
 
-    Raises LaunchError when another process still holds it after `wait_s`. The kernel lets go when the holder ends,
-    however it ends.
+    Raises LaunchError when another process still holds it after `wait_s`. The kernel releases the lock when the holder
+    ends, also when it is killed.
     """
     file = (run_dir / LOCK).open("a")
-    end = time.monotonic() + max(wait_s, 1)  # a report that looks whether it is held, holds it for a moment
+    end = time.monotonic() + max(wait_s, 1)  # `posttrain report` holds it for a moment to see whether it is free
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

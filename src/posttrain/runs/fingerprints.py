@@ -1,4 +1,4 @@
-"""Identity and wholeness of weight files, from headers and samples. Imports no torch."""
+"""Identity and completeness of weight files, from headers and samples. Imports no torch."""
 
 import hashlib
 import json
@@ -8,9 +8,9 @@ from ..errors import ArtifactError
 
 
 def fingerprint_base(model_dir: Path) -> str:
-    """A base model's identity without reading all of it: config, and of each weight file size, header and two samples.
+    """A base model's identity without reading all of it: its config; size, header and two samples per weight file.
 
-    A 70B base must be recognised in a moment. The safetensors header holds every name, shape and offset; the first and
+    A 70B base must be recognised in a second. The safetensors header holds every name, shape and offset; the first and
     last MiB of the weights change with any retraining.
     """
     digest = hashlib.sha256((model_dir / "config.json").read_bytes())

@@ -1,7 +1,7 @@
-"""The numbers that a finished stage is judged by, read from its lineage: the one place for them. Imports no torch.
+"""The numbers by which a finished stage is judged, read from its lineage. Imports no torch.
 
-Which numbers a recipe has stands in the table of recipes. The closing table, a finished stage's line, the report, the
-model card and `posttrain lineage` all show these.
+The table of recipes says which numbers a recipe has. The closing table, a finished stage's line, the report, the model
+card and `posttrain lineage` all show these.
 """
 
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ class Measure:
 
     Attributes:
         about: its row in the table of recipes.
-        after: a share with its interval where one is known, else the plain number.
+        after: a share with its interval, or a plain number.
         before: the same number of the stage's input, on the same rows.
         change: after less before, row by row.
-        count: of what a share is a share of, or what a count was made from.
+        count: the number of things that a share or a count was measured on.
         split: the rows that it was measured on: train, validation or test.
     """
 
@@ -57,7 +57,7 @@ class Measure:
 
     @property
     def verdict(self) -> str:
-        """better, worse, or no clear change: whether the interval of the change holds 0. Empty without a change."""
+        """better, worse, or no clear change (the interval of the change contains 0); empty without a change."""
         if self.change is None:
             return ""
         return "better" if self.change.low > 0 else "worse" if self.change.high < 0 else "no clear change"
@@ -67,7 +67,7 @@ class Measure:
 
 
 def headline(lineage: Lineage, *, details: bool = False) -> list[Measure]:
-    """The measures of a finished stage that it has numbers for, in the order of the table; with `details`, all."""
+    """The headline measures of a finished stage that it has numbers for; with `details`, all measures."""
     recipe = RECIPES.get(lineage.recipe)
     found = [_measure(about, lineage.metrics) for about in (recipe.measures if recipe else ())]
     return [m for m in found if m is not None and (details or m.about.headline)]

@@ -1,7 +1,7 @@
-"""A stage's key: the hash of everything that changes its result, and of nothing else.
+"""A stage's key: a hash of everything that changes its result, and of nothing else.
 
-effective configuration + content of its data and base + keys of its parents + versions of the libraries. A file that is
-only moved keeps the key; a changed byte changes it. Imports no torch, so that a chain can be planned at once.
+It hashes the effective configuration, the content of data and base, the keys of the parents, and the versions of the
+libraries. Moving a file keeps the key; changing a byte changes it. Imports no torch, so that planning is fast.
 """
 
 from collections.abc import Mapping

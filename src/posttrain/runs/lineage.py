@@ -1,14 +1,14 @@
-"""A run directory and its `lineage.json`: what a stage made, from what, and the proof that it is unaltered.
+"""A run directory and its `lineage.json`: what a stage made, from what, and hashes that prove it unaltered.
 
     runs/<chain>/<stage>/
       config.yaml      the effective configuration
-      metrics.jsonl    one object a log
+      metrics.jsonl    one object per log
       checkpoints/     to resume from, removed when the stage is complete
       adapter/ | model/ | data/ | evaluation/    the result; a model's card is its README.md
-      answers/         what the policy answered to the test rows, before the stage and after it
+      answers/         the policy's answers to the test rows, before the stage and after it
       lineage.json     written last, atomically: its presence means that the stage is complete
 
-The loader verifies files, parents and base before weights are read. Nobody guesses "the latest checkpoint".
+Files, parents and base are verified before weights are read. "The latest checkpoint" is never guessed.
 Weights are safetensors only. Imports no torch.
 """
 
@@ -31,7 +31,7 @@ VERSIONED = ("posttrain", "torch", "transformers", "trl", "peft", "accelerate", 
 
 @dataclass
 class Lineage:
-    """What `lineage.json` holds. Paths in `parents` are relative to the run directory where they can be."""
+    """The content of `lineage.json`. Paths in `parents` are relative to the run directory."""
 
     stage: str
     recipe: str
@@ -39,7 +39,7 @@ class Lineage:
     key: str
     config: dict[str, Any]
     task: str | None = None  # CAUSAL_LM | SEQ_CLS | TOKEN_CLS
-    start: str | None = None  # continue | merge: how the policy input was taken over
+    start: str | None = None  # continue | merge: how it started from the policy input
     parents: dict[str, dict[str, str]] = field(default_factory=dict)  # role -> {path, key, digest}
     base: dict[str, Any] = field(default_factory=dict)  # name, revision, fingerprint, dtype, quantisation
     chat_template_sha256: str | None = None
@@ -57,7 +57,7 @@ class Lineage:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the result's files: what a child records of its parent."""
+        """SHA-256 over the hashes of the result's files; a child records its parent's."""
         return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
 
@@ -66,7 +66,7 @@ def is_complete(run_dir: Path) -> bool:
 
 
 def read_lineage(run_dir: Path) -> Lineage:
-    """Read `lineage.json`. Raises ArtifactError when the stage is absent or incomplete."""
+    """Read `lineage.json`. Raises ArtifactError if the stage is missing or incomplete."""
     path = run_dir / LINEAGE
     if not run_dir.is_dir():
         raise ArtifactError(f"{run_dir} does not exist (looked in {Path.cwd()}); run the stage that makes it first")
@@ -79,16 +79,16 @@ def read_lineage(run_dir: Path) -> Lineage:
 
 
 def verify(run_dir: Path, *, parents: bool = True) -> Lineage:
-    """Read a run's lineage and prove it: files unaltered, base unchanged, parents present and the same.
+    """Read and verify a run's lineage: files unaltered, base unchanged, parents present and the same.
 
-    Raises ArtifactError that names what differs. Reads the result's own files (an adapter: megabytes), and of the
-    base only what `fingerprint_base` reads.
+    Raises ArtifactError that names what differs. Reads all of the result's files (an adapter: megabytes), but only
+    samples of the base (`fingerprint_base`).
     """
     lineage = read_lineage(run_dir)
     for name, expected in lineage.files.items():
         path = run_dir / name
         if not path.is_file():
-            raise ArtifactError(f"{path} is missing; {run_dir} is not whole: run its stage again")
+            raise ArtifactError(f"{path} is missing, so {run_dir} is incomplete: run its stage again")
         if name.endswith(".safetensors"):
             check_safetensors(path)
         if sha256_file(path) != expected:
@@ -119,14 +119,14 @@ def resolve_parent(run_dir: Path, path: str) -> Path:
 
 
 def parent_record(run_dir: Path, parent_dir: Path) -> dict[str, str]:
-    """What a child writes about a parent; the path is relative, so that a chain's folder can be moved."""
+    """What a child records of a parent; the path is relative, so that a chain's folder can be moved."""
     lineage = read_lineage(parent_dir)
     relative = os.path.relpath(parent_dir.resolve(), run_dir.resolve())
     return {"path": relative, "key": lineage.key, "digest": lineage.digest}
 
 
 def hash_files(run_dir: Path, result: str) -> dict[str, str]:
-    """SHA-256 of each file of the result and of the answers, by its path in the run directory."""
+    """Path in the run directory -> SHA-256, of each file of the result and of the answers."""
     files = [p for folder in (result, ANSWERS) for p in sorted((run_dir / folder).rglob("*")) if p.is_file()]
     return {str(p.relative_to(run_dir)): sha256_file(p) for p in files if p != run_dir / result / CARD}
 
@@ -136,7 +136,7 @@ def write_lineage(run_dir: Path, lineage: Lineage) -> None:
     write_atomically(run_dir / LINEAGE, json.dumps(asdict(lineage), indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-# What a lineage records about its surroundings
+# What a lineage records about its environment
 
 
 def versions() -> dict[str, str]:
@@ -144,7 +144,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that ran, with `-dirty` when files differ; None outside a checkout."""
+    """The commit of the code, with `-dirty` if files differ from it; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

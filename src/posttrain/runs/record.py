@@ -1,10 +1,10 @@
-"""A stage's own record, as JSON lines, and lines for people.
+"""The record of a stage, as files of JSON lines.
 
-    metrics.jsonl        the numbers of each log, under the names of the dashboards: train/loss, eval/loss, time/forward
-    completions.jsonl    what the policy answered, and how it was scored, where a trainer draws
-    alerts.jsonl         what went wrong, when it began
+    metrics.jsonl        the numbers of each log, named as in the dashboards: train/loss, eval/loss, time/forward
+    completions.jsonl    sampled completions and their scores, if the trainer draws any
+    alerts.jsonl         problems, each at the step where it began
 
-Each line has its step. After a resume the lines past the checkpoint are dropped: they are about to be made again.
+Each line has its step. A resume drops lines after its checkpoint, since those steps are trained again.
 """
 
 import json
@@ -15,30 +15,30 @@ from typing import Any
 from ..fileio import lines_of, write_atomically
 from .paths import ALERTS, COMPLETIONS, METRICS
 
-# Names that say themselves what they are of.
+# Names that already have a prefix.
 _OWN = ("train/", "eval/", "time/", "perf/", "memory/", "energy/", "final/")
 
 
 def metric_name(name: str) -> str:
-    """A trainer's name for a number as dashboards have it: transformers' own rule, `eval_loss` is `eval/loss`."""
+    """A trainer's name of a metric as dashboards have it, by transformers' rule: `eval_loss` becomes `eval/loss`."""
     if name.startswith(_OWN):
         return name
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
 class Record:
-    """The files of one run directory, open for more."""
+    """The record's files in one run directory, appended to."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
 
     def resume(self, step: int) -> None:
-        """Forget what came after `step`."""
+        """Drop the lines after `step`."""
         for name in (METRICS, COMPLETIONS, ALERTS):
             drop_lines_after(self.run_dir / name, step)
 
     def log(self, metrics: Mapping[str, Any], step: int, **about: Any) -> None:
-        """One line of metrics.jsonl; `about` stands before the metrics: max_steps, epoch, time, left_s."""
+        """Append one line to metrics.jsonl; `about` comes before the metrics: max_steps, epoch, time, left_s."""
         append(self.run_dir / METRICS, {"step": step, **about, **metrics})
 
     def log_completions(self, rows: list[dict[str, Any]], step: int) -> None:
@@ -50,7 +50,7 @@ class Record:
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Keep the records up to `step`, and not the half line that a kill left."""
+    """Keep the records up to `step`; a half line, left by a kill, is dropped too."""
     if not path.is_file():
         return
     kept = [record for record in read_records(path) if record.get("step", 0) <= step]
@@ -58,7 +58,7 @@ def drop_lines_after(path: Path, step: int) -> None:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file; nothing where there is none. A half line, as a kill leaves it, is passed over."""
+    """The records of a file, none if it does not exist. A half line, left by a kill, is skipped."""
     if not path.is_file():
         return
     for line in lines_of(path.read_text(encoding="utf-8")):

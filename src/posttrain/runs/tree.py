@@ -7,7 +7,7 @@ from .lineage import read_lineage, resolve_parent
 
 
 def tree(run_dir: Path, *, role: str = "", depth: int = 0) -> list[str]:
-    """The lines of `posttrain lineage DIR`: the run, and indented under it what it was made from."""
+    """The lines of `posttrain lineage DIR`: the run, and its parents indented below it."""
     lineage = read_lineage(run_dir)
     measured = "; ".join(f"{m.title}: {m.value}" for m in headline(lineage))
     label = f"{role}: " if role else ""

@@ -1,4 +1,4 @@
-"""The trainer's logs, completions and alerts, handed to the tracker; and one line for people."""
+"""Hands the trainer's logs, completions and alerts to the tracker, and prints one line per log."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from .trainers import DrawsCompletions, WatchesItself
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-# What a line of progress shows of a log.
+# The metrics that the printed line of a log shows.
 SHOWN = (
     "loss",
     "eval_loss",
@@ -28,9 +28,9 @@ SHOWN = (
 
 
 def tracking_callback(tracker: Tracker | None, clock: StepClock, trainer: "Trainer") -> Any:
-    """A callback that reports what `trainer` logs to `tracker`, with the performance that `clock` measured.
+    """A callback that reports the logs of `trainer` to `tracker`, with the performance that `clock` measured.
 
-    Every process has it, since rates are summed over them; the first one reports.
+    Every process has one, since rates are summed over processes; rank 0 reports.
     """
     from transformers import TrainerCallback
 
@@ -85,7 +85,7 @@ def tracking_callback(tracker: Tracker | None, clock: StepClock, trainer: "Train
             if not logs:
                 return
             step, total = state.global_step, state.max_steps
-            measured = clock.take(logs) if "loss" in logs else {}  # all processes: it sums over them
+            measured = clock.take(logs) if "loss" in logs else {}  # on all processes, since it sums over them
             left_s = clock.left_s(step - self.first_step, total - step)
             if left_s is not None and measured:
                 measured["perf/left_s"] = left_s

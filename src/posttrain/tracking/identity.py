@@ -1,4 +1,4 @@
-"""Which run a run directory is in every dashboard. Imports no torch."""
+"""The identity of a run directory in each dashboard. Imports no torch."""
 
 import json
 import secrets
@@ -10,7 +10,7 @@ from ..fileio import write_atomically
 from ..runs.paths import OWNER, RUN
 
 ALIAS = 12  # characters of a digest
-LONE = "posttrain"  # the project of a stage without a chain
+LONE = "posttrain"  # the default project of a stage without a chain
 
 
 def project_of(chain: str | None) -> str:
@@ -18,7 +18,7 @@ def project_of(chain: str | None) -> str:
 
 
 def as_cell(value: Any) -> Any:
-    """Tables show numbers and texts; a conversation is its turns, any other list its parts."""
+    """A value as a number or text for a table; a conversation is one line per turn, any other list is joined."""
     if value is None or isinstance(value, (int, float, str)):
         return value
     if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
@@ -28,13 +28,13 @@ def as_cell(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which run this is, in every dashboard: a chain's runs are one group, a stage is a job type."""
+    """The run in every dashboard: the runs of a chain are one group, and each stage is a job type."""
 
     chain: str | None
     stage: str
     recipe: str
     key: str
-    id: str  # from the stage's key and this directory: the same after every resume
+    id: str  # from the stage's key and this directory, so that a resume keeps it
     run_dir: Path
 
     @property
@@ -43,12 +43,12 @@ class Identity:
 
     @property
     def home(self) -> Path:
-        """The folder that a chain's stages share; a lone stage's own."""
+        """The folder shared by a chain's stages; for a stage without a chain, its own."""
         return self.run_dir.parent if self.chain else self.run_dir
 
 
 def identify(run_dir: Path, key: str, recipe: str) -> Identity:
-    """The run of this directory: as it was kept there, or a new one."""
+    """The identity recorded in this directory, or a new one."""
     run_dir = run_dir.resolve()
     owner = run_dir.parent / OWNER
     chain = json.loads(owner.read_text(encoding="utf-8"))["name"] if owner.is_file() else None
@@ -60,11 +60,11 @@ def identify(run_dir: Path, key: str, recipe: str) -> Identity:
 
 
 def note(run_dir: Path, **facts: Any) -> None:
-    """Keep something beside a run's identity."""
+    """Record more values beside a run's identity."""
     write_atomically(run_dir / RUN, json.dumps({**read_run(run_dir), **facts}, indent=2) + "\n")
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """What is kept of a run: its key and id, and where each dashboard has it."""
+    """What is recorded of a run: its key and id, and its place in each dashboard."""
     path = run_dir / RUN
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""What the machine is and what it tells: its parts, peak memory, energy, and the rate of its matrix products."""
+"""The machine: its parts, peak memory, energy, and the peak rate of its matrix products."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory, and the CUDA devices: for a run's config."""
+    """Processor, cores that this process may use, memory, and CUDA devices, for a run's config."""
     import psutil
     import torch
 
@@ -45,13 +45,13 @@ def _cpu_name() -> str:
 
 
 def memory_now(device: Any = None) -> dict[str, float]:
-    """GiB by kind: resident memory of this process and its peak; of a CUDA device, the peaks allocated and reserved."""
+    """GiB by kind: resident memory of this process and its peak; on CUDA, peak allocated and reserved memory."""
     import psutil
 
     resident = psutil.Process().memory_info().rss
     peak = max(
         resident, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )  # which the kernel counts in batches
+    )  # the kernel updates the peak in batches
     found = {"memory/rss_gib": resident / GIB, "memory/peak_rss_gib": peak / GIB}
     if device is not None and device.type == "cuda":
         import torch
@@ -65,10 +65,10 @@ def memory_now(device: Any = None) -> dict[str, float]:
 
 
 class EnergyMeter:
-    """Joules since it was made, where the device counts them; `source` is empty where it does not.
+    """Counts joules since it was created, if the device measures them; otherwise `source` is empty.
 
-    On a GPU, NVML's counter of the device (Volta and later). On a CPU, RAPL's counters of its packages, which count
-    all that runs on the machine, and which most systems show to root only.
+    On a GPU it reads NVML's counter of the device (Volta and later). On a CPU it reads RAPL's counters of its packages,
+    which include everything that runs on the machine, and which most systems show to root only.
     """
 
     def __init__(self, device: Any = None, powercap: Path = POWERCAP) -> None:
@@ -76,12 +76,12 @@ class EnergyMeter:
         self._counters = [_Counter(*c) for c in counters]
 
     def joules(self) -> float | None:
-        """None where nothing is counted."""
+        """Joules since creation; None if nothing is measured."""
         return sum(c.joules() for c in self._counters) if self._counters else None
 
 
 class _Counter:
-    """A counter of microjoules that begins anew at `wrap`."""
+    """A counter of microjoules that wraps around at `wrap`."""
 
     def __init__(self, read: Callable[[], float], wrap: float) -> None:
         self.read, self.wrap = read, wrap
@@ -118,7 +118,7 @@ def _rapl(powercap: Path) -> tuple[Sequence[tuple[Callable[[], float], float]], 
         try:
             wrap = float((package / "max_energy_range_uj").read_text())
             float((package / "energy_uj").read_text())
-        except (OSError, ValueError):  # not for this user
+        except (OSError, ValueError):  # not readable for this user
             return [], ""
         counters.append((lambda file=package / "energy_uj": float(file.read_text()), wrap))
     return counters, f"RAPL, {len(counters)} packages, whole machine" if counters else ""
@@ -128,9 +128,9 @@ def _rapl(powercap: Path) -> tuple[Sequence[tuple[Callable[[], float], float]], 
 
 
 def peak_flops(device: Any, dtype: str) -> tuple[float, str]:
-    """FLOP/s that a device multiplies matrices with, and where the number is from.
+    """Peak FLOP/s of a device in matrix products, and the source of the number.
 
-    The maker's, as TRL lists them, for a known accelerator; otherwise the median of large products, measured here.
+    For a known accelerator it is the maker's, as listed by TRL; otherwise the median of large products, measured here.
     """
     import torch
 
@@ -145,7 +145,7 @@ def peak_flops(device: Any, dtype: str) -> tuple[float, str]:
 
 
 def measure_peak(device: Any, dtype: str) -> float:
-    """FLOP/s of square matrix products: the median of five. A fraction of a second."""
+    """FLOP/s of square matrix products, the median of five. Takes a fraction of a second."""
     import torch
 
     size = 8192 if device.type == "cuda" else 1024

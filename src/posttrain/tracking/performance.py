@@ -1,15 +1,15 @@
-"""How fast a trainer is and where its seconds go, measured between two logs.
+"""The speed of a trainer, and its seconds by phase, measured between two logs.
 
     time/data       waiting for batches            time/forward    the model and its loss
     time/backward   gradients                      time/optimizer  the optimizer's step
-    time/other      clipping, and what is left     time/step       seconds of one step, all in all
+    time/other      clipping, and the rest         time/step       seconds per step, in total
 
-`time/...` are seconds since the last log, this process's own; a trainer's own (PPO's time/generation, time/scoring)
-stand beside them. Evaluations and checkpoints are not in them. Rates are those of all processes together. On CUDA
-phases are timed by events in the stream, which cost no synchronisation. DeepSpeed takes its step in time/backward.
+`time/...` are seconds of this process since the last log; a trainer may add its own (PPO's time/generation and
+time/scoring). Evaluations and checkpoints are not included. Rates are sums over all processes. On CUDA, phases are
+timed by events in the stream, without synchronisation. DeepSpeed takes its optimizer step in time/backward.
 
-perf/mfu is the share, in percent, of the peak (machine.py) that the model's own arithmetic comes to: TRL's
-`compute_flops_per_token`, less the weight gradients that a frozen base does not need, less the head where no label is.
+perf/mfu is the model's arithmetic in percent of the peak (machine.py): TRL's `compute_flops_per_token`, without the
+weight gradients that a frozen base does not need, and without the head at positions that have no label.
 """
 
 import time
@@ -28,7 +28,7 @@ PHASES = ("data", "forward", "backward", "optimizer")
 
 @dataclass
 class Work:
-    """What one token costs: FLOP of the trunk by mean row length, and of the head where there is a label."""
+    """The cost per token: FLOP of the trunk by mean row length, and of the head per token with a label."""
 
     trunk: Callable[[float], float]
     head: float
@@ -38,11 +38,11 @@ class Work:
 
 
 class StepClock:
-    """Times a trainer's phases and counts its tokens, from outside: the trainer's own methods are wrapped.
+    """Times a trainer's phases and counts its tokens, by wrapping the trainer's methods.
 
     Args:
         trainer: any of transformers' trainers.
-        pairs: whether two sequences make one sample, as in DPO and reward models.
+        pairs: whether a sample is two sequences, as in DPO and reward models.
     """
 
     def __init__(self, trainer: "Trainer", *, pairs: bool = False) -> None:
@@ -50,7 +50,7 @@ class StepClock:
         self.device = trainer.accelerator.device
         self.laps = _CudaLaps() if self.device.type == "cuda" else _Laps()
         self.on = True
-        self.together = trainer.get_tp_size()  # processes that share one copy of the model, and so a batch
+        self.together = trainer.get_tp_size()  # processes that share one copy of the model, and so one batch
         if self.together > 1:
             trainer.training_step = self._counted(trainer.training_step)
         trainer.get_batch_samples = self._timed("data", trainer.get_batch_samples)
@@ -63,11 +63,11 @@ class StepClock:
         self.start()
 
     def describe(self) -> dict[str, Any]:
-        """For a run's config."""
-        return {"peak_flops": self.peak, "peak": self.peak_source, "energy": self.energy.source or "not counted here"}
+        """Peak rate and energy counter, for a run's config."""
+        return {"peak_flops": self.peak, "peak": self.peak_source, "energy": self.energy.source or "not measured here"}
 
     def start(self) -> None:
-        """Begin: nothing is counted yet."""
+        """Start timing; all counts are reset."""
         self._clear()
         self.marked = self.begun = time.perf_counter()
         self.last_joules = self.energy.joules()
@@ -79,7 +79,7 @@ class StepClock:
         self.seconds, self.steps = 0.0, 0
         self.laps.clear()
 
-    # What the trainer calls
+    # Called by the trainer
 
     def _timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -97,7 +97,7 @@ class StepClock:
             if not self.on or not self.trainer.model.training:
                 return function(model, inputs, *args, **kwargs)
             if self.together == 1:
-                self._count(inputs)  # as they were prepared: PPO's are drawn on the way
+                self._count(inputs)  # after they were prepared, since PPO's are drawn there
             begun = self.laps.now()
             result = function(model, inputs, *args, **kwargs)
             self.laps.add("forward", begun)
@@ -106,7 +106,7 @@ class StepClock:
         return timed
 
     def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Of a model that is split: the batch, once. Its stages ask for a loss of parts, or of none."""
+        """For a split model: count the batch once, since its stages compute the loss of parts of it, or none."""
 
         def counted(model: "PreTrainedModel", inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if self.on:
@@ -128,7 +128,7 @@ class StepClock:
         if masks or positions is None:
             rows = torch.tensor((masks[0] if masks else ids).shape[0], device=self.device)
         else:
-            rows = (positions == 0).sum()  # rows without padding, one after the other
+            rows = (positions == 0).sum()  # rows without padding, concatenated
         tokens = sum(m.sum() for m in masks) if masks else torch.tensor(ids.numel(), device=self.device)
         completion = inputs.get("completion_mask")
         labels = inputs.get("labels")
@@ -138,7 +138,7 @@ class StepClock:
             labelled = (labels != -100).sum() if labels is not None else torch.zeros((), device=self.device)
         self.counts += torch.stack([tokens.float(), labelled.float(), rows.float()])
 
-    # What the callback calls
+    # Called by the callback
 
     def before_optimizer(self) -> None:
         self.optimizer_begun = self.laps.now()
@@ -153,18 +153,18 @@ class StepClock:
         self.marked, self.steps = now, self.steps + 1
 
     def skip(self) -> None:
-        """What was done since the last step, an evaluation or a checkpoint, does not count."""
+        """Do not count the time since the last step, spent on an evaluation or a checkpoint."""
         self.marked = time.perf_counter()
 
     def left_s(self, done: int, left: int) -> float | None:
-        """Seconds that `left` steps will take at the pace of the `done` ones; None before the first."""
+        """Estimated seconds of the `left` steps, by the mean of the `done` ones; None before the first."""
         return (time.perf_counter() - self.begun) / done * left if done else None
 
     def take(self, own: Mapping[str, float]) -> dict[str, float]:
-        """The metrics since the last call, for all processes, which must all call it.
+        """The metrics since the last call, over all processes. All of them must call it.
 
         Args:
-            own: the trainer's own log, whose `time/...` stand for themselves.
+            own: the trainer's log, whose `time/...` are parts of their own.
         """
         if not self.steps:
             return {}
@@ -192,7 +192,7 @@ class StepClock:
 
 
 class _Laps:
-    """Seconds by phase, by the wall clock."""
+    """Seconds by phase, measured by the wall clock."""
 
     def __init__(self) -> None:
         self.clear()
@@ -211,7 +211,7 @@ class _Laps:
 
 
 class _CudaLaps(_Laps):
-    """Seconds by phase, by the device: a phase that only queues work there has not taken its time when it returns."""
+    """Seconds by phase, measured by the device: when a phase returns, the work that it queued may still run."""
 
     def clear(self) -> None:
         super().clear()
@@ -239,16 +239,16 @@ class _CudaLaps(_Laps):
 
 
 def describe_work(trainer: "Trainer") -> Work:
-    """FLOP that training takes per token.
+    """FLOP of training per token.
 
-    A token of training is a forward pass, its gradient to the activations, and its gradient to the weights: TRL's
-    `compute_flops_per_token` is all three. A frozen base needs two. DPO's reference is one more; a trainer
-    that draws its completions counts its own (`passes_per_token`).
+    Training has a forward pass, a gradient of the activations and a gradient of the weights; TRL's
+    `compute_flops_per_token` is the sum of the three. A frozen base needs two of them. DPO's reference is one more. A
+    trainer that samples completions tells its additional passes (`passes_per_token`).
     """
     passes = 3.0 if all(p.requires_grad for p in trainer.model.parameters()) else 2.0
     if isinstance(trainer, DrawsCompletions):
         passes += trainer.passes_per_token
-    elif not getattr(trainer.args, "precompute_ref_log_probs", True):  # DPO's, and no other's
+    elif not getattr(trainer.args, "precompute_ref_log_probs", True):  # only DPO's have it
         passes += 1.0
     return _work_of(trained_model(trainer), passes)
 
@@ -258,7 +258,7 @@ def _work_of(model: "PreTrainedModel", passes: float) -> Work:
 
     config = model.config.get_text_config()
     fits = all(hasattr(config, k) for k in ("num_key_value_heads", "intermediate_size", "num_attention_heads"))
-    if fits:  # a decoder with gated layers, which is what TRL's formula is of
+    if fits:  # a decoder with gated layers, for which TRL's formula is made
         head = 2 * config.vocab_size * config.hidden_size
         return Work(lambda length: passes * (compute_flops_per_token(config, int(length)) / 3 - head), passes * head)
     embeddings = {id(p) for m in model.modules() if type(m).__name__ == "Embedding" for p in m.parameters()}

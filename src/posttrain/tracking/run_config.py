@@ -1,4 +1,4 @@
-"""What a run is known by: its configuration, lineage and surroundings; and what it ends with."""
+"""The configuration, lineage and environment that a dashboard shows of a run, and its final numbers."""
 
 import importlib.metadata
 import json
@@ -15,12 +15,12 @@ from .machine import describe_machine
 SHOWN_ANSWERS = 64
 _DASHBOARDS = ("trackio", "wandb")
 
-# Of a stage's metrics, what is no measurement: fixed rows for a successor, and the intervals' ends.
+# Entries of a stage's metrics that are not measurements: fixed rows for a successor, and ends of intervals.
 _NO_MEASUREMENT = ("probe", "labels", "health", "_low", "_high")
 
 
 def describe_run(stage: Any, performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The config of a run: the effective configuration at the top, so that runs can be compared by `learning_rate`."""
+    """A run's config, with the effective configuration at the top, so that runs can be compared by `learning_rate`."""
     parameters = stage.parameters and {"trained": stage.parameters[0], "all": stage.parameters[1]}
     return {
         **stage.config.to_dict(),
@@ -51,7 +51,7 @@ def _installed(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def final_numbers(metrics: Mapping[str, Any], logged: Collection[str], prefix: str = "final") -> dict[str, float]:
-    """What a stage measured after training, as `final/after/greedy_exact`; what was `logged` is not said again."""
+    """What a stage measured after training, as `final/after/greedy_exact`, without what was already `logged`."""
     found: dict[str, float] = {}
     for name, value in metrics.items():
         if name in logged or name.startswith(_NO_MEASUREMENT) or name.endswith(_NO_MEASUREMENT):
@@ -64,7 +64,7 @@ def final_numbers(metrics: Mapping[str, Any], logged: Collection[str], prefix: s
 
 
 def answers_of(run_dir: Path) -> list[dict[str, Any]]:
-    """The first answers to the test rows after the stage; none where nothing was asked."""
+    """The first answers to the test rows after the stage; empty without test rows."""
     for name in ("after", "test", "validation"):
         path = run_dir / ANSWERS / f"{name}.jsonl"
         if path.is_file():

@@ -1,11 +1,11 @@
-"""Which dashboards a stage feeds, and in which mode W&B runs: decided, checked and said before anything is loaded.
+"""The dashboards of a stage, and the mode of W&B: decided, checked and printed before anything is loaded.
 
-    report_to: none | trackio | wandb, or a list; unset: $POSTTRAIN_REPORT_TO, else trackio where it is installed
-    wandb_mode > a non-empty $WANDB_MODE > online where there is a key > offline
+    report_to: none | trackio | wandb, or a list; unset: $POSTTRAIN_REPORT_TO, else trackio if it is installed
+    wandb_mode > a non-empty $WANDB_MODE > online if there is a key > offline
 
-W&B itself finds out only when training starts, after all the work on data, and then raises, or waits for a minute and a
-half. So an online run asks its server here, once and briefly; one that is not reached or refuses the key becomes an
-offline run. Imports no torch.
+W&B itself checks only when training starts, after all the work on data, and then raises an error or waits for 90 s. So
+the server of an online run is asked here, once and briefly. If it cannot be reached or refuses the key, the run is
+offline. Imports no torch.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ PROBE_S = 10.0
 
 @dataclass(frozen=True)
 class Choice:
-    """The dashboards beside the record, and why."""
+    """The chosen dashboards, and why."""
 
     sinks: tuple[str, ...]
     wandb_mode: str | None  # online | offline | disabled; None: W&B was not chosen
@@ -38,7 +38,7 @@ class Choice:
 
 
 def choose(settings: TrackingSettings, environ: Mapping[str, str] | None = None) -> Choice:
-    """What to report to. Asks W&B's server where the run would be online. Raises ConfigError."""
+    """Choose the dashboards. Asks W&B's server if the run would be online. Raises ConfigError."""
     environ = os.environ if environ is None else environ
     sinks, why = _choose_sinks(settings.report_to, environ)
     for name in sinks:
@@ -64,7 +64,7 @@ def _choose_sinks(report_to: Any, environ: Mapping[str, str]) -> tuple[tuple[str
         if word not in NAMES:
             raise ConfigError(f"{where} must be one of {', '.join(NAMES)}, or a list of them, got {named!r}")
     if "none" in words and len(words) > 1:
-        raise ConfigError(f"{where} is {named!r}: none and something; leave one of them out")
+        raise ConfigError(f"{where} is {named!r}: none cannot be combined with others; leave one of them out")
     return tuple(dict.fromkeys(w for w in words if w != "none")), why
 
 

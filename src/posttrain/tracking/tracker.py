@@ -1,8 +1,8 @@
-"""The fan-out: one record, and the dashboards that are fed from it.
+"""Sends what a stage reports to its record, and from there to the dashboards.
 
-The record is written first and counts: an error there ends the stage. A dashboard that fails is left behind with one
-message, and training goes on. A stage that goes on after a cut continues its run: each dashboard says which step it
-has, is given from the record what it lacks, and then what is new. So a kill leaves no gap, and no step comes twice.
+The record is written first; an error there ends the stage. A dashboard that fails is dropped with one message, and
+training continues. A resumed stage continues its run: each dashboard says which step it has, and gets what it lacks
+from the record, then what is new. So a kill leaves no gap, and no step is sent twice.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,11 +23,11 @@ _ABOUT = ("step", "max_steps", "epoch", "time", "left_s")
 
 
 class Sink(Protocol):
-    """A dashboard's run."""
+    """A run in one dashboard."""
 
     name: str
-    last_step: int  # the last step that it has; -1: none
-    later: str  # how it gets what it misses, for a person; empty: it does not
+    last_step: int  # the last step that it has; -1 if none
+    later: str  # how a person can send what is missing; empty if there is no way
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -43,20 +43,20 @@ class Sink(Protocol):
 
 
 class Tracker:
-    """What a stage reports to: its record always, and the dashboards that were chosen. The first process has one."""
+    """The record of a stage and its chosen dashboards. Only rank 0 has one."""
 
     def __init__(self, identity: Identity, choice: Choice, settings: TrackingSettings) -> None:
         self.identity, self.choice, self.settings = identity, choice, settings
         self.record = Record(identity.run_dir)
         self.sinks: list[Sink] = []
-        self.begun: dict[str, int] = {}  # sink -> the last step that it had when it was opened
+        self.begun: dict[str, int] = {}  # sink -> its last step when it was opened
         self.last_step = 0
         self.started = False
 
     # A run
 
     def start(self, config: Mapping[str, Any], resumed_step: int) -> None:
-        """Open the dashboards, once, and tell them what they missed. `config`, redacted, is what a run is known by."""
+        """Open the dashboards, once, and send what they lack. `config` is the run's config, redacted here."""
         if self.started:
             return
         self.started = True
@@ -71,7 +71,7 @@ class Tracker:
             try:
                 sink = self._make(name, redact_values(config))
             except Exception as error:  # noqa: BLE001  whatever a dashboard's client raises, training goes on
-                log_line(f"{name}: not started, training goes on without it ({_words(error)})")
+                log_line(f"{name}: not started, training continues without it ({_words(error)})")
                 continue
             if sink is not None:
                 self.sinks.append(sink)
@@ -90,7 +90,7 @@ class Tracker:
         return WandbSink(self.identity, config, self.settings, str(self.choice.wandb_mode))
 
     def _catch_up(self, sink: Sink) -> None:
-        """Give a dashboard what the record has and it lacks, step by step."""
+        """Send a dashboard the steps of the record that it lacks."""
         run_dir, rows = self.identity.run_dir, []
         for order, name in enumerate((METRICS, COMPLETIONS, ALERTS)):
             rows += [(r["step"], order, r) for r in read_records(run_dir / name) if r["step"] > sink.last_step]
@@ -106,23 +106,23 @@ class Tracker:
             else:
                 sink.alert(record["title"], record["text"], step)
 
-    # While it runs
+    # During training
 
     def log(self, metrics: Mapping[str, Any], step: int, **about: Any) -> None:
-        """The numbers of one log."""
+        """Report the numbers of one log."""
         self.last_step = step
         self.record.log(metrics, step, **about)
         numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
         self._each(lambda sink: sink.log(numbers, step), step)
 
     def log_completions(self, rows: list[dict[str, Any]], step: int) -> None:
-        """What was drawn, each with its prompt, completion and scores."""
+        """Report sampled completions, each with its prompt, completion and scores."""
         rows = [redact_values(row) for row in rows]
         self.record.log_completions(rows, step)
         self._each(lambda sink: sink.log_table(COMPLETIONS_TABLE, rows, step), step)
 
     def alert(self, title: str, text: str, step: int) -> None:
-        """Something has begun to go wrong."""
+        """Report a problem that has just begun."""
         text = redact(text)
         self.record.alert(title, text, step)
         self._each(lambda sink: sink.alert(title, text, step), step)
@@ -130,7 +130,7 @@ class Tracker:
     # Its end
 
     def finish(self, lineage: Lineage, *, final: Mapping[str, float], answers: list[dict[str, Any]]) -> None:
-        """The closing numbers and answers, what it cost, the edges of the lineage, and the end of the run."""
+        """Report final numbers, answers, cost and lineage, and end the run."""
         step = self.last_step
         if final:
             self.record.log(final, step)
@@ -148,7 +148,7 @@ class Tracker:
         self.sinks = []
 
     def _each(self, act: Callable[[Sink], None], step: int | None = None) -> None:
-        """`act` on each dashboard; of a step, where it did not have it already."""
+        """Call `act` on each dashboard; with `step`, only on those that do not have that step yet."""
         for sink in list(self.sinks):
             if step is None or step > self.begun[sink.name]:
                 self._guard(sink, act)
@@ -158,7 +158,7 @@ class Tracker:
             act(sink)
         except Exception as error:  # noqa: BLE001  whatever a dashboard's client raises, training goes on
             self.sinks.remove(sink)
-            words = f"left behind at step {self.last_step}, training goes on without it ({_words(error)})"
+            words = f"dropped at step {self.last_step}, training continues without it ({_words(error)})"
             log_line(f"{sink.name}: {words}" + (f"; {sink.later}" if sink.later else ""))
 
 

@@ -1,7 +1,7 @@
-"""trackio: a local, wandb-like page over SQLite, without an account.
+"""trackio: a local page like W&B's, in SQLite, without an account.
 
-A chain is a project, a stage a run. The data lie in `.trackio` beside the stages, or where TRACKIO_DIR says.
-transformers' own callback is not used: it counts steps itself and leaves the group out.
+A chain is a project, a stage is a run. The data are in `.trackio` beside the stages, or in TRACKIO_DIR.
+transformers' own callback is not used: it counts steps itself and sets no group.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ class TrackioSink:
     later = ""
 
     def __init__(self, identity: Identity, config: dict[str, Any], settings: TrackingSettings) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str(identity.home / FOLDER))  # trackio reads it once, when imported
+        os.environ.setdefault("TRACKIO_DIR", str(identity.home / FOLDER))  # trackio reads it once, on import
         self.identity = identity
         with _quiet():
             import trackio
@@ -57,19 +57,19 @@ class TrackioSink:
             self.run.alert(title=title, text=text, level=self.trackio.AlertLevel.WARN, step=step)
 
     def update_config(self, config: Mapping[str, Any]) -> None:
-        """trackio sends a run's config with its first log: the next log is made to carry it once more."""
+        """Make the next log carry the config again, which trackio sends with the first log of a run only."""
         self.run.config.update(config)
         self.run._config_logged = False
         self.run.log({}, step=max(0, self.run._next_step - 1))
 
     def log_lineage(self, lineage: Lineage) -> None:
-        """What this stage was made from, and its lineage.json under the digest by which its children know it."""
+        """Log the inputs of this stage, and its lineage.json under the digest that its children record."""
         with _quiet():
             for parent in lineage.parents.values():
                 folder = resolve_parent(self.identity.run_dir, parent["path"])
                 try:
                     self.run.use_artifact(f"{read_lineage(folder).stage}:{parent['digest'][:ALIAS]}")
-                except ValueError:  # the parent ran without trackio; the config has it
+                except ValueError:  # the parent ran without trackio; the config names it
                     continue
             artifact = self.trackio.Artifact(lineage.stage, type=lineage.kind, metadata={"digest": lineage.digest})
             artifact.add_file(self.identity.run_dir / LINEAGE)
@@ -82,6 +82,6 @@ class TrackioSink:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """trackio greets on stdout; a stage's lines are its own."""
+    """Suppress trackio's own lines on stdout."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

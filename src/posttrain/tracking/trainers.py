@@ -1,4 +1,4 @@
-"""What a trainer may show beyond transformers' own `Trainer`; one that does not is tracked without it."""
+"""Optional interfaces of a trainer, as protocols. A trainer without one is tracked without its data."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Finding(Protocol):
-    """One thing that a trainer found wrong with its own run; `str()` says it in a sentence."""
+    """A problem that a trainer found in its own run; `str()` is a sentence about it."""
 
     @property
     def name(self) -> str: ...
@@ -19,31 +19,31 @@ class Finding(Protocol):
 
 @runtime_checkable
 class WatchesItself(Protocol):
-    """It looks for what goes wrong, as PPO's health watch does."""
+    """A trainer that looks for problems itself, as PPO's health watch does."""
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """All so far, in the order in which they began."""
+        """All findings so far, in the order in which they began."""
         ...
 
 
 @runtime_checkable
 class DrawsCompletions(Protocol):
-    """It trains on completions that it draws itself."""
+    """A trainer that samples the completions that it trains on."""
 
     @property
     def passes_per_token(self) -> float:
-        """Forward passes for each token trained on, the update's own not counted: drawing, reference, rewards."""
+        """Forward passes per trained token beside the update's own: generation, reference, rewards."""
         ...
 
     def pop_completions(self) -> list[dict[str, Any]]:
-        """A few completions since the last call: `prompt`, `completion`, `score`, `kl` (nats per completion)."""
+        """Some completions since the last call: `prompt`, `completion`, `score`, `kl` (nats per completion)."""
         ...
 
 
 @runtime_checkable
 class DescribesWork(Protocol):
-    """It says itself what a run amounts to."""
+    """A trainer that describes the size of its run itself."""
 
     def describe_work(self) -> str:
         """Batch, steps and the like, in one line."""
@@ -52,30 +52,30 @@ class DescribesWork(Protocol):
 
 @runtime_checkable
 class TrainsPolicy(Protocol):
-    """Its model has several roles, one of which is the policy."""
+    """A trainer whose model has several roles, one of which is the policy."""
 
     @property
     def policy(self) -> Any:
-        """The language model that is trained, out of accelerate's wrappers."""
+        """The language model that is trained, without accelerate's wrappers."""
         ...
 
 
 @runtime_checkable
 class SplitsModel(Protocol):
-    """It has one copy of the model on several processes."""
+    """A trainer that splits a model over several processes."""
 
     @property
     def layout(self) -> object:
-        """How, as `str()` says it."""
+        """The layout; `str()` describes it."""
         ...
 
 
 def describe_batches(trainer: "Trainer") -> str:
-    """What a run amounts to, in one line: global batch, steps and tokens, or what the trainer itself says."""
+    """The size of a run in one line: global batch, steps and tokens, or the trainer's own description."""
     if isinstance(trainer, DescribesWork):
         return trainer.describe_work()
     args = trainer.args
-    copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get another batch
+    copies = args.world_size // trainer.get_tp_size()  # copies of the model, each with its own batch
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * copies
     per_epoch = max(1, -(-len(trainer.train_dataset) // batch))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
@@ -90,5 +90,5 @@ def describe_batches(trainer: "Trainer") -> str:
 
 
 def trained_model(trainer: "Trainer") -> Any:
-    """The model that a trainer was made for, out of accelerate's wrappers; of several roles, the policy."""
+    """The model that a trainer trains, without accelerate's wrappers; of several roles, the policy."""
     return trainer.policy if isinstance(trainer, TrainsPolicy) else trainer.accelerator.unwrap_model(trainer.model)

@@ -1,4 +1,4 @@
-"""The W&B server that this machine is set up for: where it is, by which key, and whether it answers."""
+"""The W&B server that this machine is configured for: its address, its key, and whether it answers."""
 
 import os
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ QUESTION = {"query": "query Viewer { viewer { id } }"}
 
 @dataclass(frozen=True)
 class WandbServer:
-    """Where W&B's client would send a run to."""
+    """The server to which W&B's client would send a run."""
 
     url: str
-    auth: Any  # wandb's own: a key, or an identity token's file; None: there is none
-    no_auth: str = ""  # why there is none
+    auth: Any  # wandb's object: a key, or the file of an identity token; None if there is none
+    no_auth: str = ""  # why `auth` is None
 
     @classmethod
     def configured(cls) -> "WandbServer":
-        """As `wandb.init` would find it: the environment, .netrc, W&B's settings file; never a prompt."""
+        """Find it as `wandb.init` would: environment, .netrc, W&B's settings file; never asks for a key."""
         if os.environ.get("WANDB_MODE") == "":
             del os.environ["WANDB_MODE"]  # W&B's settings refuse an empty one
         import wandb
@@ -28,11 +28,11 @@ class WandbServer:
         try:
             auth = wbauth.authenticate_session(host=url, source="posttrain", prompt=False, update_session=False)
         except AuthenticationError as error:
-            return cls(url, None, f"the key for {url} is none: {error}")
+            return cls(url, None, f"the key for {url} is not valid: {error}")
         return cls(url, auth, "" if auth else f"no key for {url} was found: `wandb login` stores one")
 
     def trouble(self, timeout_s: float) -> str:
-        """Why the server cannot be used, in words; empty when it takes the key."""
+        """Why the server cannot be used; empty if it accepts the key."""
         import requests
 
         key = getattr(self.auth, "api_key", None)

@@ -1,8 +1,8 @@
-"""W&B: one group a chain, one job type a stage, `step` is the optimizer's step.
+"""W&B: one group per chain, one job type per stage; `step` is the optimizer's step.
 
-Nothing is sent that is not in the record: no console, no code, no git remote, no arguments but redacted ones. An online
-run's lineage is W&B's: it uses its parents' artifacts and logs its own. Offline W&B knows no edges, so that parents are
-in each run's config too. What could not be sent stays in the run directory, for `wandb sync`.
+Nothing is sent that is not in the record: no console, no code, no git remote, and only redacted arguments. An online
+run uses its parents' artifacts and logs its own, which gives W&B's lineage graph. Offline W&B has no such graph, so
+each run's config names the parents too. What could not be sent stays in the run directory, for `wandb sync`.
 """
 
 import json
@@ -22,12 +22,12 @@ from ..runs.lineage import Lineage, read_lineage, resolve_parent
 from ..runs.paths import LINEAGE
 from .identity import ALIAS, Identity, as_cell, note
 
-STEP = "train/global_step"  # the axis of transformers' own runs
+STEP = "train/global_step"  # the x axis of transformers' own W&B runs
 INIT_S, FINISH_S, ARTIFACT_S = 30, 120, 60
 
 
 class WandbSink:
-    """A run of W&B's, online or offline."""
+    """A W&B run, online or offline."""
 
     name = "wandb"
 
@@ -55,7 +55,7 @@ class WandbSink:
         self.last_step = self.run.step - 1 if self.run.resumed else last_step(before)
         folder = Path(self.run.dir).parent
         self.later = f"`wandb sync --include-online {folder}` sends what is missing"
-        url = self.run.url if mode == "online" else None  # offline there is none, and W&B warns
+        url = self.run.url if mode == "online" else None  # there is none offline, and W&B would warn
         note(identity.run_dir, wandb={"mode": mode, "project": self.project, "url": url})
         log_line(
             f"wandb: {url}" if url else f"wandb: `wandb leet {folder}` shows the run, `wandb sync {folder}` sends it"
@@ -76,7 +76,7 @@ class WandbSink:
         self.run.config.update(dict(config), allow_val_change=True)
 
     def log_lineage(self, lineage: Lineage) -> None:
-        """Edges to what this stage was made from, and an artifact under the digest by which its children know it."""
+        """Link the inputs of this stage, and log an artifact under the digest that its children record."""
         if self.artifacts == "none":
             return
         if self.mode == "online":
@@ -98,7 +98,7 @@ class WandbSink:
             try:
                 self.run.use_artifact(name)
             except (self.wandb.errors.CommError, ValueError) as error:
-                log_line(f"wandb: no edge to {role}, {name}, which was not logged online ({type(error).__name__})")
+                log_line(f"wandb: no link to {role} {name}, which was not logged online ({type(error).__name__})")
 
     def _artifact_name(self, stage: str) -> str:
         return f"{self.identity.chain}-{stage}" if self.identity.chain else stage
@@ -108,15 +108,15 @@ class WandbSink:
 
 
 def offline_runs(run_dir: Path) -> list[Path]:
-    """What W&B kept of a stage offline, oldest first."""
+    """The folders of a stage's offline runs, oldest first."""
     return sorted((run_dir / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda p: p.parent.name)
 
 
 def last_step(files: list[Path]) -> int:
-    """The last step in W&B's own files; -1: none. A kill can leave a file without its last records.
+    """The last step in W&B's own files; -1 if none. A kill can leave a file without its last records.
 
-    One that it left without even its run is deleted, with its folder: `wandb sync` would stop there, and send nothing
-    of the run's other files either. The record has what it would have had.
+    A file without even the record of its run is deleted, with its folder: `wandb sync` would stop there and not send
+    the run's other files either. The stage's record has all of its data.
     """
     steps = [-1]
     for file in files:
@@ -131,7 +131,7 @@ def last_step(files: list[Path]) -> int:
 
 @contextmanager
 def _redacted_arguments() -> Iterator[None]:
-    """W&B keeps the command line of a run; it is to see one without secrets."""
+    """Hide secrets from W&B, which keeps the command line of a run."""
     kept = sys.argv
     sys.argv = redact_arguments(kept)
     try:

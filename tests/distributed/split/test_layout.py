@@ -42,7 +42,7 @@ def settings(recipe="sft", **values):
         ({"eval_strategy": "steps"}, "eval_strategy: steps .* test_file is measured at the end"),
         ({"optim": "adafactor"}, "optim: adafactor .* use adamw_torch"),
         ({"loss_type": "dft"}, "loss_type: dft .* use nll"),
-        ({"pipeline_micro_batches": 3}, "3 do not share per_device_train_batch_size: 8"),
+        ({"pipeline_micro_batches": 3}, "3 does not divide per_device_train_batch_size: 8"),
         ({"pipeline_micro_batches": 1}, "1f1b needs as many micro-batches as stages"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size must be at least 1"),
         ({"pipeline_schedule": "zero_bubble"}, "pipeline_schedule must be"),
