@@ -256,7 +256,7 @@ def refuse_dropout(cell: Cell, folder: Path) -> None:
 
     fresh_state()
     layout = Layout(*cell.layout, schedule=cell.schedule, micro_batches=cell.count)
-    with pytest.raises(ConfigError, match=r"drops 0\.1 of what passes"):
+    with pytest.raises(ConfigError, match=r"has dropout 0\.1"):
         build(dataclasses.replace(cell, method="dropping"), folder, folder / "dropped", layout)
 
 

@@ -29,7 +29,7 @@ def test_a_stale_lock_is_deleted_and_said(lock, tmp_path, capsys):
     grow_old(lock)
     extensions.free(tmp_path)
     assert not lock.exists()
-    assert f"{lock} was left by a build that was cut off" in capsys.readouterr().out
+    assert f"deleted {lock}, left by an interrupted build" in capsys.readouterr().out
 
 
 def test_a_compiler_that_works_there_is_waited_for_and_no_longer_than_the_cap(lock, tmp_path):

@@ -65,7 +65,7 @@ def test_blooms_layout():
     layout, work = Layout(8, 4, 12, 1), Work(2048, 2048, micro_batch=2)
     assert layout.gpus == 384
     assert work.micro_batches(layout) == 128
-    assert [p.layers for p in parts(BLOOM, layout, work)] == [5, 6, 5]  # 70 layers and two embeddings, 6 a stage
+    assert [p.layers for p in parts(BLOOM, layout, work)] == [5, 6, 5]  # 70 layers and two embeddings, 6 per stage
     assert bubble(12, 128) == 11 / 128
     assert 2 * BLOOM.parameters / 2**30 == pytest.approx(329, rel=0.005)  # GB of its bf16 weights
     assert 14 * BLOOM.parameters / 2**40 == pytest.approx(2.3, rel=0.03)  # with the optimizer's states
@@ -133,10 +133,10 @@ def test_what_holds_for_every_layout(layout, rank):
 
 
 def test_bandwidth_of_a_ring():
-    cluster = Cluster(gpus_a_node=8, nvlink=450e9, infiniband=50e9)
+    cluster = Cluster(gpus_per_node=8, nvlink=450e9, infiniband=50e9)
     assert cluster.bandwidth(8, 1) == 450e9  # inside a node
     assert cluster.bandwidth(64, 1) == 400e9  # eight cards carry what one member sends
-    assert cluster.bandwidth(64, 8) == 50e9  # one member a node
+    assert cluster.bandwidth(64, 8) == 50e9  # one member per node
     assert cluster.bandwidth(64, 4) == 100e9
     assert cluster.bandwidth(2, 4) == 450e9
     assert ring("all-reduce", 100, 4) == 150 and ring("all-gather", 100, 4) == 75

@@ -164,7 +164,7 @@ def test_a_checkpoint_goes_on_in_as_many_copies(tmp_path, wrote, now):
     [
         (DDP, SPLIT, "another number of rows"),
         (SPLIT, BLOOM, "another number of rows"),
-        (Launch(2, "zero2"), BLOOM, "laid out in another way"),
+        (Launch(2, "zero2"), BLOOM, "weights and optimizer are in other files"),
     ],
 )
 def test_a_checkpoint_of_other_copies_or_files_is_refused(tmp_path, wrote, now, says):
