@@ -98,7 +98,7 @@ def test_a_merged_policy_takes_the_reward_model_as_one_of_its_own(sft, reward, d
         "ppo", "--inputs.policy", sft, "--inputs.reward", reward, "--train_file", data, "--adapter.start", "merge",
         "--output_dir", tmp_path / "ppo", *PPO[:-1], "2",
     )  # fmt: skip
-    assert "a model of its own: it is no adapter of the weights that this policy stands on" in done.stdout
+    assert "loaded as a separate model: its adapter is not on the weights under the policy's" in done.stdout
     assert all(g["passed"] for g in lineage(tmp_path / "ppo")["gates"])
 
 
