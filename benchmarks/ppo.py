@@ -28,7 +28,7 @@ from posttrain.launch import die_with_parent
 TRL, TRL_VERSION = CACHE / "trl-1.12.0", "1.12.0"
 OURS = {"head": "ours, value head", "adapter": "ours, value adapter"}
 PHASES = ("generation", "scoring", "evaluating", "forward", "backward")
-PROMPTS, WORDS_A_PROMPT = 64, 12
+PROMPTS, WORDS_PER_PROMPT = 64, 12
 KL_LEVELS, SMOOTHED = (5, 10, 20, 40), 3  # nats per completion; updates
 
 
@@ -65,8 +65,8 @@ def contestant(name: str, task: str, work: Path, **options: object) -> dict:
 
 
 def write_prompts(work: Path) -> None:
-    """Conversations of WORDS_A_PROMPT typos each: about 50 tokens with the template's."""
-    lines = (DATA_DIR / "train.jsonl").read_text(encoding="utf-8").splitlines()[: PROMPTS * WORDS_A_PROMPT]
+    """Conversations of WORDS_PER_PROMPT typos each: about 50 tokens with the template's."""
+    lines = (DATA_DIR / "train.jsonl").read_text(encoding="utf-8").splitlines()[: PROMPTS * WORDS_PER_PROMPT]
     typos = [json.loads(line)["prompt"][0]["content"] for line in lines]
     rows = [" ".join(typos[i::PROMPTS]) for i in range(PROMPTS)]
     prompts = [[{"role": "user", "content": f"Explain these words: {row}"}] for row in rows]

@@ -32,7 +32,7 @@ from posttrain.demo.spelling import DATA_DIR, MODEL_DIR
 from posttrain.launch import ROOT, accelerate_config, build_command, die_with_parent, environment
 from posttrain.models.precision import has_bf16
 
-ROWS_A_STEP = 16
+ROWS_PER_STEP = 16
 CPU = accelerate_config("cpu.yaml", ROOT)
 
 # SmolLM2's trunk multiplies each token by 106M weights. With LoRA a token costs 2 FLOP a weight forward and 2 backward
@@ -52,12 +52,12 @@ class Result:
 
 
 def make_rows(task: str, folder: Path, steps: int) -> Path:
-    """`steps` x ROWS_A_STEP conversations: a user turn of 1 to 12 typos, and their correction."""
+    """`steps` x ROWS_PER_STEP conversations: a user turn of 1 to 12 typos, and their correction."""
     source = [json.loads(line) for line in (DATA_DIR / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     words = ((row["prompt"][0]["content"], row["completion"][0]["content"]) for row in itertools.cycle(source))
     lengths = random.Random(0)
     rows = []
-    for _ in range(steps * ROWS_A_STEP):
+    for _ in range(steps * ROWS_PER_STEP):
         chosen = list(itertools.islice(words, lengths.randint(1, 12)))
         typos, right = (" ".join(side) for side in zip(*chosen, strict=True))
         prompt = [{"role": "user", "content": typos}]
@@ -73,7 +73,7 @@ def make_rows(task: str, folder: Path, steps: int) -> Path:
 
 
 COMMON = {
-    "per_device_train_batch_size": str(ROWS_A_STEP),
+    "per_device_train_batch_size": str(ROWS_PER_STEP),
     "num_train_epochs": "1",
     "learning_rate": "1e-4",
     "lr_scheduler_type": "constant",
@@ -236,10 +236,10 @@ def main() -> None:
             f"trl {task}": (trl_cli(task, rows, out), plain),
             "bare trainer": (bare(task, rows, out), plain),
         }
-    large, shaped = matmul_gflops(2048, 2048, 2048), matmul_gflops(ROWS_A_STEP * 64, 576, 1536)
+    large, shaped = matmul_gflops(2048, 2048, 2048), matmul_gflops(ROWS_PER_STEP * 64, 576, 1536)
     precision = "bf16" if has_bf16() else "fp32"
     print(f"{precision} matrix products: {large:.0f} GFLOP/s large, {shaped:.0f} at the model's shapes")
-    print(f"{task}: {arguments.steps} steps of {ROWS_A_STEP} rows, {tokens / arguments.steps:.0f} tokens per step\n")
+    print(f"{task}: {arguments.steps} steps of {ROWS_PER_STEP} rows, {tokens / arguments.steps:.0f} tokens per step\n")
     results: dict[str, list[Result]] = {name: [] for name in contestants}
     for number in range(arguments.rounds):
         for name, (command, env) in contestants.items():
