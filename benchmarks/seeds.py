@@ -17,7 +17,7 @@ import yaml
 
 from posttrain.chain.graph import Chain, read_chain
 from posttrain.chain.run import run
-from posttrain.cli import DEMO_CHAIN
+from posttrain.cli import FULL_DEMO_CHAIN
 from posttrain.demo import spelling as demo
 from posttrain.intervals import percent
 from posttrain.launch import ROOT
@@ -93,7 +93,7 @@ def compare_tagger(seeds: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chain", type=Path, default=ROOT / DEMO_CHAIN)
+    parser.add_argument("--chain", type=Path, default=ROOT / FULL_DEMO_CHAIN)
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--ner", action="store_true", help="the tagger's chain instead, in two ways")
     arguments = parser.parse_args()

@@ -99,7 +99,7 @@ def test_few_files_stand_beside_the_wings():
 
 
 def test_no_file_is_long():
-    """One that grows is split, or defended: PPOTrainer is one class, its hooks in the order in which they are called."""
+    """One that grows is split, or defended: PPOTrainer is one class, its hooks in the order of their calls."""
     long = {str(p.relative_to(PACKAGE)) for p in modules().values() if len(p.read_text().splitlines()) > 400}
     assert long <= {"ppo/trainer.py"}
 

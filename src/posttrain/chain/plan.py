@@ -8,6 +8,7 @@ from ..config.stage_config import changed_keys
 from ..errors import ArtifactError, ConfigError
 from ..runs.key import KEYED_VERSIONS, stage_key
 from ..runs.lineage import Lineage, is_complete, read_lineage, verify, versions
+from ..runs.paths import MARKER
 from .graph import Chain, ChainStage
 
 
@@ -56,7 +57,7 @@ def _plan_stage(chain: Chain, stage: ChainStage, key: str, earlier: Mapping[str,
         if redone:
             return Plan(stage, "run", f"its input {redone[0]} runs again", key, stale=True)
         return Plan(stage, "run", _changes(lineage, stage), key, stale=True)
-    marker = run_dir / "stage.json"
+    marker = run_dir / MARKER
     if marker.is_file():
         if json.loads(marker.read_text(encoding="utf-8")).get("key") == key:
             return Plan(stage, "resume", "was cut off", key)

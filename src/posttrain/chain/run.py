@@ -21,12 +21,11 @@ from ..fileio import write_atomically
 from ..launch import IN_CHAIN, build_command, die_with_parent, environment
 from ..launch.exit_files import clear_state, read_reports
 from ..runs.directory import lock
+from ..runs.paths import LOGS, OWNER, PREVIOUS
 from .graph import Chain, ChainStage, stage_arguments
 from .plan import plan
 from .summary import closing_table, result_line
 from .view import Lines
-
-_OWNER = "chain.json"
 
 
 def run(chain: Chain, *, only: str | None = None, dry_run: bool = False, view: Lines | None = None) -> None:
@@ -60,7 +59,7 @@ def run(chain: Chain, *, only: str | None = None, dry_run: bool = False, view: L
 
 def take_chain_directory(chain: Chain, *, write: bool = True) -> None:
     """Refuse an output directory that another chain owns. Raises ArtifactError."""
-    owner = chain.output_dir / _OWNER
+    owner = chain.output_dir / OWNER
     mine = {"name": chain.name, "file": str(chain.path.resolve())}
     if owner.is_file():
         theirs = json.loads(owner.read_text(encoding="utf-8"))
@@ -83,7 +82,7 @@ def move_aside(chain: Chain, name: str) -> None:
     """
     run_dir = chain.run_dir(name)
     lock(run_dir).close()
-    target = chain.output_dir / ".previous" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    target = chain.output_dir / PREVIOUS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     target.parent.mkdir(exist_ok=True)
     shutil.move(str(run_dir), str(target))
     print(f"kept the previous {name} as {target}", flush=True)
@@ -91,13 +90,13 @@ def move_aside(chain: Chain, name: str) -> None:
 
 def state_folder(chain: Chain, name: str) -> Path:
     """Where a stage that is launched here says what it ended with, and looks for a file `stop`."""
-    return chain.output_dir / ".logs" / name
+    return chain.output_dir / LOGS / name
 
 
 def _run_stage(chain: Chain, stage: ChainStage, label: str, view: Lines) -> None:
     """Launch one stage; show its lines, keep them and its stderr, and end with its error when it fails."""
     command = build_command(stage.config.recipe, stage_arguments(chain, stage), stage.launch.accelerate_config)
-    logs, state = chain.output_dir / ".logs", state_folder(chain, stage.name)
+    logs, state = chain.output_dir / LOGS, state_folder(chain, stage.name)
     clear_state(state)
     log = logs / f"{stage.name}.stderr"
     view.started(stage.name, label, f"accelerate launch {' '.join(command[3:])}", log)

@@ -24,6 +24,7 @@ from ..launch import slurm
 from ..launch.script import Job, render
 from ..launch.settings import check_fit
 from ..launch.slurm import JobInfo
+from ..runs.paths import LOCK
 from .graph import Chain, stage_arguments
 from .plan import Plan, plan
 from .run import move_aside, take_chain_directory
@@ -91,7 +92,7 @@ def submit(chain: Chain, *, after: Sequence[str] = (), dry_run: bool = False) ->
 @contextmanager
 def _alone(chain: Chain) -> Iterator[None]:
     """Two submissions of one chain at a time would submit everything twice."""
-    with (folder_of(chain) / ".lock").open("a") as file:
+    with (folder_of(chain) / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -15,6 +15,7 @@ from ..errors import ArtifactError, LaunchError
 from ..fileio import GIB, write_atomically
 from ..log import log_line
 from ..runs.fingerprints import check_safetensors
+from ..runs.paths import CHECKPOINT
 from .environment import Launch
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def mark_whole(launch: Launch) -> Any:
 
                 dist.barrier()
             if state.is_world_process_zero:
-                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                folder = Path(args.output_dir) / f"{CHECKPOINT}{state.global_step}"
                 write_atomically(folder / WRITTEN_BY, json.dumps(launch.to_dict()) + "\n")
 
     return Mark()
@@ -48,8 +49,8 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     A checkpoint that was interrupted lacks WRITTEN_BY, which is written last, or has a truncated tensor file. It is
     deleted here.
     """
-    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
-    for checkpoint in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
+    found = [p for p in folder.glob(f"{CHECKPOINT}*") if p.name.removeprefix(CHECKPOINT).isdecimal()]
+    for checkpoint in sorted(found, key=lambda p: int(p.name.removeprefix(CHECKPOINT)), reverse=True):
         try:
             for file in (checkpoint / "trainer_state.json", checkpoint / WRITTEN_BY):
                 json.loads(file.read_text(encoding="utf-8"))

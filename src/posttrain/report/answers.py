@@ -8,7 +8,7 @@ from pathlib import Path
 from ..data.conversation import text_of
 from ..errors import ArtifactError
 from ..runs.answers import Answer, comparable, read_answers
-from ..runs.paths import ANSWERS
+from ..runs.paths import ANSWERS, EVALUATION
 
 BASE = "base model"
 
@@ -62,7 +62,7 @@ def read_side_by_side(stages: list[tuple[str, Path, bool]], *, most: int = 12) -
     moved: list[Moved] = []
     for name, run_dir, from_base in stages:
         before = _read(run_dir / ANSWERS / "before.jsonl")
-        after = _read(run_dir / ANSWERS / "after.jsonl") or _read(run_dir / "evaluation" / "answers.jsonl")
+        after = _read(run_dir / ANSWERS / "after.jsonl") or _read(run_dir / EVALUATION / "answers.jsonl")
         if before and from_base:
             columns.setdefault(BASE, _by_row(before))
         if after:

@@ -30,7 +30,7 @@ from ..launch.exit_files import read_reports
 from ..redact import redact, redact_values
 from ..runs.headline import Measure, headline
 from ..runs.lineage import Lineage, is_complete, read_lineage, resolve_parent
-from ..runs.paths import COMPLETIONS, METRICS
+from ..runs.paths import COMPLETIONS, GATES, LOCK, LOGS, MARKER, METRICS
 from .answers import SideBySide, read_side_by_side
 from .curves import Log, read_log, sample_lines
 from .entities import Entities, read_entities
@@ -149,7 +149,7 @@ def read_stage(chain: Chain, stage: ChainStage) -> StageFacts:
         redact(f"accelerate launch {shlex.join(_relative(word) for word in command[3:])}"),
         _text(stage.config_file), [],
     )  # fmt: skip
-    stderr = chain.output_dir / ".logs" / f"{stage.name}.stderr"
+    stderr = chain.output_dir / LOGS / f"{stage.name}.stderr"
     facts.log = read_log(run_dir / METRICS, lambda key: _is_drawn(recipe, key))
     facts.completions, facts.completions_all = sample_lines(run_dir / COMPLETIONS)
     facts.gates = _read_gates(run_dir)
@@ -179,7 +179,7 @@ def _state(facts: StageFacts, ended: Path) -> tuple[str, str]:
     run_dir = facts.run_dir
     if is_complete(run_dir):
         return "complete", ""
-    if not (run_dir / "stage.json").is_file():
+    if not (run_dir / MARKER).is_file():
         return "not started", "`posttrain run` has not come to it"
     reached = f"at step {facts.log.step}" + (f" of {facts.log.max_steps}" if facts.log.max_steps else "")
     where = reached if facts.log.records else "before its first log"
@@ -194,7 +194,7 @@ def _state(facts: StageFacts, ended: Path) -> tuple[str, str]:
 
 def _is_locked(run_dir: Path) -> bool:
     """Whether a process is training there now (`run_dir.lock`)."""
-    path = run_dir / ".lock"
+    path = run_dir / LOCK
     if not path.is_file():
         return False
     with path.open() as file:
@@ -251,7 +251,7 @@ def _failed(facts: StageFacts) -> list[Note]:
 
 
 def _read_gates(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / "gates.json"
+    path = run_dir / GATES
     if not path.is_file():
         return []
     try:
@@ -262,7 +262,7 @@ def _read_gates(run_dir: Path) -> list[dict[str, Any]]:
             for g in gates
         ]  # fmt: skip
     except (AttributeError, KeyError, TypeError, ValueError):  # broken JSON and half letters are ValueErrors
-        return [{"name": "gates.json", "passed": False, "value": float("nan"), "accepted": "readable JSON"}]
+        return [{"name": GATES, "passed": False, "value": float("nan"), "accepted": "readable JSON"}]
 
 
 def _changes(lineage: Lineage, stage: ChainStage) -> list[str]:

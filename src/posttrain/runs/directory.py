@@ -14,7 +14,7 @@ from typing import IO
 from ..errors import ArtifactError, LaunchError
 from ..fileio import write_atomically
 from .lineage import is_complete, read_lineage
-from .paths import ADAPTER, CHECKPOINTS, LOCK, MARKER, METRICS, MODEL
+from .paths import ADAPTER, CHECKPOINT, CHECKPOINTS, DRAWN, LOCK, MARKER, METRICS, MODEL
 
 
 def take_directory(run_dir: Path, key: str, recipe: str, *, wait_s: float = 0) -> IO[str]:
@@ -54,8 +54,8 @@ def _check_owner(run_dir: Path, key: str) -> None:
 
 def _has_work(run_dir: Path) -> bool:
     """Whether something was computed there; a run that was refused for its data leaves nothing to keep."""
-    return any((run_dir / CHECKPOINTS).glob("checkpoint-*")) or any(
-        (run_dir / name).exists() for name in (METRICS, "drawn", ADAPTER, MODEL)
+    return any((run_dir / CHECKPOINTS).glob(f"{CHECKPOINT}*")) or any(
+        (run_dir / name).exists() for name in (METRICS, DRAWN, ADAPTER, MODEL)
     )
 
 

@@ -17,6 +17,7 @@ from ..ner.alignment import IGNORED, Encoded, check_tokenizer, encode, predict, 
 from ..ner.metrics import as_lines, entity_scores, mistakes
 from ..ner.reading import check_against_train, load_hub_sentences, load_sentences
 from ..ner.sentences import Sentences
+from ..runs.paths import ANSWERS
 from ..tracking.trainers import trained_model
 from . import gates
 from .policy import model_settings, reload_gate
@@ -243,7 +244,7 @@ def measure(
     scores = entity_scores(true, tags)
     commonest = mistakes(words, true, tags, [s.origin for s in found.sentences])
 
-    out = stage.run_dir / "answers"
+    out = stage.run_dir / ANSWERS
     out.mkdir(exist_ok=True)
     rows = zip(words, true, tags, strict=True)
     lines = (json.dumps({"tokens": w, "tags": t, "found": f}, ensure_ascii=False) for w, t, f in rows)

@@ -24,6 +24,7 @@ from ..models.loading import check_base, check_tokenizer, load_base, load_tokeni
 from ..models.verifiers import find_verifier
 from ..runs.answers import exact_match, write_answers
 from ..runs.lineage import verify
+from ..runs.paths import DATA, DRAWN, EVALUATION
 from .evaluation import answer
 from .gates import dtype_of, same_outputs
 from .stage import Stage
@@ -86,14 +87,14 @@ def evaluate(stage: Stage, policy: "PreTrainedModel", tokenizer: "PreTrainedToke
         progress=lambda done, total: log_line(f"step {done}/{total}  prompts answered"),
     )
     stage.metrics["after"] = metrics = exact_match(answers)
-    out = stage.run_dir / "evaluation"
+    out = stage.run_dir / EVALUATION
     out.mkdir(exist_ok=True)
     write_answers(out / "answers.jsonl", answers)
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     for name in ("greedy", "sampled"):
         if share := read_share(metrics, f"{name}_exact", len(answers)):
             log_line(f"{name} exact match: {percent(share)} on {len(answers)} rows")
-    stage.close(kind="evaluation", result="evaluation")
+    stage.close(kind=EVALUATION, result=EVALUATION)
 
 
 # Sampling
@@ -159,7 +160,7 @@ def draw(
     """
     settings, generation = stage.config.part(SampleSettings), stage.config.part(GenerationSettings)
     rank, processes = log.rank(), log.world_size()
-    folder = stage.run_dir / "drawn"
+    folder = stage.run_dir / DRAWN
     folder.mkdir(exist_ok=True)
     drawn: list[list[Completion]] = []
     size = max(1, generation.generation_batch_size // settings.num_samples)
@@ -248,7 +249,7 @@ def finish(stage: Stage, pairs: list[Row]) -> None:
     prompts = list(dict.fromkeys(json.dumps(p["prompt"]) for p in pairs))
     random.Random(stage.config.part(GenerationSettings).seed).shuffle(prompts)
     held_out = set(prompts[: round(len(prompts) * settings.validation_share)])
-    out = stage.run_dir / "data"
+    out = stage.run_dir / DATA
     for name, keep in (("train", False), ("validation", True)):
         rows = [p for p in pairs if (json.dumps(p["prompt"]) in held_out) == keep]
         if rows and log.is_main():
@@ -257,7 +258,7 @@ def finish(stage: Stage, pairs: list[Row]) -> None:
     log_line(
         f"{len(pairs)} pairs from {m['prompts']} prompts; mean score {m['mean_score']:.3f}; {m['stopped']:.1%} stopped"
     )
-    stage.close(kind="data", result="data")
+    stage.close(kind=DATA, result=DATA)
 
 
 def _write_jsonl(path: Path, rows: Sequence[Row]) -> None:

@@ -39,7 +39,7 @@ from ..runs.card import write_card
 from ..runs.directory import take_directory
 from ..runs.key import stage_key
 from ..runs.lineage import Lineage, git_commit, hash_files, parent_record, verify, versions, write_lineage
-from ..runs.paths import ADAPTER, CARD, CHECKPOINTS, MODEL
+from ..runs.paths import ADAPTER, CARD, CHECKPOINTS, CONFIG, DATA, GATES, MODEL
 from ..tracking.identity import identify
 from ..tracking.performance import StepClock
 from ..tracking.run_config import answers_of, describe_run, final_numbers
@@ -91,7 +91,7 @@ class Stage:
         source = self.config.values.get(key)
         recipe = "evaluate" if key == "test_file" else self.config.recipe
         if source is None and "data" in self.inputs and key != "test_file":
-            path = self.inputs["data"] / "data" / f"{key.removesuffix('_file')}.jsonl"
+            path = self.inputs["data"] / DATA / f"{key.removesuffix('_file')}.jsonl"
             source = str(path) if path.is_file() else None
         if source is not None:
             rows = load_rows(source, recipe, settings, key=key, seed=int(self.config.values.get("seed", 42)))
@@ -246,7 +246,7 @@ class Stage:
 
         if not is_main():
             return
-        write_atomically(self.run_dir / "gates.json", json.dumps([g.to_dict() for g in self.gates], indent=2) + "\n")
+        write_atomically(self.run_dir / GATES, json.dumps([g.to_dict() for g in self.gates], indent=2) + "\n")
         gate_checks.require(self.gates, self.run_dir)
         cost: dict[str, Any] = {
             "wall_s": round(time.monotonic() - self.started, 1),
@@ -304,7 +304,7 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
         choice = choose(settings)
         wait_s = LOCK_S if preflight.num_nodes() > 1 else 0
         stage.lock = take_directory(stage.run_dir, stage.key, recipe, wait_s=wait_s)
-        stage.config.write(stage.run_dir / "config.yaml")
+        stage.config.write(stage.run_dir / CONFIG)
         stage.tracker = Tracker(identify(stage.run_dir, stage.key, recipe), choice, settings)
     if preflight.num_nodes() > 1:
         nodes, took = preflight.num_nodes(), preflight.all_reduce()
