@@ -1,10 +1,10 @@
-"""The tagger on 14,000 sentences: what preparing them takes, and what a training step waits for.
+"""The tagger on 14,000 sentences: the time to prepare them, and where the time of a training step goes.
 
     python benchmarks/ner.py                       # --sentences 14000 --steps 30 --file train.conll
 
-Preparation is reading the file, bringing the tags to BIO, and cutting words into tokens. A step of the recipe's trainer
-is set against a bare loop of forward, backward and optimizer on the same batches, in turn, and against its data loader
-alone: what the trainer takes beyond the bare loop is Python's.
+Preparation is reading the file, converting the tags to BIO, and tokenizing the words. A step of the recipe's trainer is
+compared with a bare loop of forward, backward and optimizer on the same batches, in turn, and with its data loader
+alone: the trainer's time beyond the bare loop is Python overhead.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def main() -> None:
         times["bare loop"].append((time.perf_counter() - begun) / arguments.steps)
     step = {name: statistics.median(values) for name, values in times.items()}
     for name, seconds in step.items():
-        print(f"{name:<12} {1000 * seconds:7.1f} ms a step  {seconds / step['trainer']:6.1%}")
+        print(f"{name:<12} {1000 * seconds:7.1f} ms per step  {seconds / step['trainer']:6.1%}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every PEFT method on two tasks: what it trains, what it reaches, what it costs. And LoRA by rank and by target.
+"""Every PEFT method on two tasks: trained parameters, quality, time and memory. And LoRA by rank and by target.
 
     python benchmarks/peft_methods.py                      # all of it, into benchmarks/results/peft.md and peft.png
     python benchmarks/peft_methods.py --only sft/lora      # some of it; runs that are complete are not run again
@@ -8,10 +8,10 @@ sft: SmolLM2-135M corrects typos after 640 of them (20 steps of 32); greedy exac
 ner: MiniLM finds names in the demo's synthetic sentences (600 of them, 3 epochs); entity F1 on 500. LoRA against full
 fine-tuning from several seeds, and for 6 epochs as the demo has them: benchmarks/seeds.py --ner.
 
-One learning rate a method, set below: on ner the best of two or three by validation F1 where the first try was low, on
-sft from the papers' habits and not searched for. A method that is low here may do better with another. Memory is the
-process's peak, evaluation included; seconds a step are from the first log to the last. Runs go to runs/peft/. (A file
-of the name peft.py would stand in PEFT's way here.)
+One learning rate per method, set below: on ner the best of two or three by validation F1 if the first was low, on sft
+as usual in the papers, without a search. A method that is low here may do better with another. Memory is the process's
+peak, evaluation included; seconds per step are from the first log to the last. Runs go to runs/peft/. (This file is not
+named peft.py, which would hide the package PEFT.)
 """
 
 import argparse
@@ -214,7 +214,7 @@ def machine() -> str:
 
 
 def plot(found: dict[str, dict[str, tuple[int, float]]]) -> None:
-    """Trained parameters against quality, a panel a task; LoRA's ranks joined."""
+    """Plot trained parameters against quality, one panel per task, with a line through LoRA's ranks."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,12 +1,12 @@
-"""`posttrain.ppo` against the last PPO trainer that TRL had (1.12), side by side in one run.
+"""`posttrain.ppo` against TRL's last PPO trainer (1.12), in turn in one run.
 
     python benchmarks/ppo.py cost                # time and memory of an update; --rounds 3 --updates 4
     python benchmarks/ppo.py learning            # reward against KL on a counting task; --seeds 1 2 3
     python benchmarks/ppo.py scale --size 8b     # ours alone, random weights: tokens/s, share of peak, memory
 
-TRL 1.12 is installed into a folder of its own, without its dependencies, which are ours; only its own process sees it.
-Both run as `ppo_contestant.py`, in turn, with the same model, prompts, batch and threads. Cost needs the demo's model
-and data, which `posttrain demo --dry-run` prepares; learning needs neither. On a GPU the same commands measure there.
+TRL 1.12 is installed without dependencies into a separate folder, which only its own process imports. Both trainers run
+as `ppo_contestant.py`, in turn, with the same model, prompts, batch and threads. `cost` needs the demo's model and
+data, which `posttrain demo --dry-run` prepares; `learning` needs neither. With a GPU everything runs on it.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from posttrain.launch import die_with_parent
 TRL, TRL_VERSION = CACHE / "trl-1.12.0", "1.12.0"
 OURS = {"head": "ours, value head", "adapter": "ours, value adapter"}
 PHASES = ("generation", "scoring", "evaluating", "forward", "backward")
-PROMPTS, WORDS_A_PROMPT = 64, 12
-KL_LEVELS, SMOOTHED = (5, 10, 20, 40), 3  # nats a completion; updates
+PROMPTS, WORDS_PER_PROMPT = 64, 12
+KL_LEVELS, SMOOTHED = (5, 10, 20, 40), 3  # nats per completion; updates
 
 
 def install_trl() -> None:
-    """Put TRL 1.12 into the cache, once."""
+    """Install TRL 1.12 into the cache if it is not there."""
     if not (TRL / "trl").is_dir():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--target", str(TRL), f"trl=={TRL_VERSION}"], check=True)
@@ -65,8 +65,8 @@ def contestant(name: str, task: str, work: Path, **options: object) -> dict:
 
 
 def write_prompts(work: Path) -> None:
-    """Conversations of WORDS_A_PROMPT typos each: about 50 tokens with the template's."""
-    lines = (DATA_DIR / "train.jsonl").read_text(encoding="utf-8").splitlines()[: PROMPTS * WORDS_A_PROMPT]
+    """Conversations of WORDS_PER_PROMPT typos each: about 50 tokens with the template's."""
+    lines = (DATA_DIR / "train.jsonl").read_text(encoding="utf-8").splitlines()[: PROMPTS * WORDS_PER_PROMPT]
     typos = [json.loads(line)["prompt"][0]["content"] for line in lines]
     rows = [" ".join(typos[i::PROMPTS]) for i in range(PROMPTS)]
     prompts = [[{"role": "user", "content": f"Explain these words: {row}"}] for row in rows]
@@ -82,7 +82,7 @@ def cost(rounds: int, updates: int) -> None:
         for name, title in contestants.items():
             r = contestant(name, "cost", work, model=str(MODEL_DIR), updates=updates)
             found[name].append(r)
-            print(f"round {number + 1}  {title:<22} {statistics.median(r['seconds']):6.1f} s an update", flush=True)
+            print(f"round {number + 1}  {title:<22} {statistics.median(r['seconds']):6.1f} s per update", flush=True)
 
     def ratio(name: str, value: str) -> float:
         pairs = zip(found[name], found["trl"], strict=True)
@@ -100,11 +100,11 @@ def cost(rounds: int, updates: int) -> None:
             f"{phases} {runs[0]['trained']:12,}"
         )
     lengths = ", ".join(f"{title} {found[name][0]['tokens']:.1f}" for name, title in contestants.items())
-    print(f"mean tokens drawn a completion: {lengths}; device: {found['trl'][0]['device']}")
+    print(f"mean tokens per completion: {lengths}; device: {found['trl'][0]['device']}")
 
 
 def scale(size: str, batch: int, updates: int) -> None:
-    """Tokens/s of rollout and update; a LoRA update costs 4 FLOP a weight and token."""
+    """Tokens/s of rollout and update; a LoRA update costs 4 FLOP per weight and token."""
     work = Path(tempfile.mkdtemp(prefix="posttrain-ppo-"))
     peak = matmul_gflops(4096, 4096, 4096)
     print(f"{size}, rollouts of {batch}; large matrix products: {peak:,.0f} GFLOP/s")
@@ -129,7 +129,7 @@ def _median(value: object) -> float:
 
 
 def learning(seeds: list[int], coefficients: list[float], updates: int) -> None:
-    """Where each trainer ends, and its frontier: the reward that it has when its KL passes a level on the way."""
+    """Each trainer's reward and KL at the end, and its frontier: the reward at which its KL first passes each level."""
     work = Path(tempfile.mkdtemp(prefix="posttrain-ppo-"))
     contestants = {"trl": f"TRL {TRL_VERSION}", **OURS}
     passed: dict[str, dict[int, list[float]]] = {name: {level: [] for level in KL_LEVELS} for name in contestants}
@@ -161,8 +161,8 @@ def learning(seeds: list[int], coefficients: list[float], updates: int) -> None:
 
 
 def reward_at(level: float, kls: list[float], rewards: list[float]) -> float:
-    """The reward between the two updates where KL, both as means over SMOOTHED updates, passes `level` for the first
-    time; NaN where it never does. Those means keep an update's noise from looking like an early crossing."""
+    """The reward where KL first passes `level`, interpolated between two updates; NaN if it never does. Both are means
+    over SMOOTHED updates, so that noise does not look like an early crossing."""
 
     def smooth(values: list[float]) -> list[float]:
         return [statistics.mean(values[i : i + SMOOTHED]) for i in range(len(values) - SMOOTHED + 1)]

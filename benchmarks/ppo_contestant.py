@@ -1,7 +1,7 @@
 """One run of one PPO trainer, for `ppo.py`: `ppo_contestant.py trl|head|adapter cost|learning|scale FOLDER OPTIONS`.
 
-Writes FOLDER/report.json. Both trainers get the same model, prompts, rewards and settings; what TRL 1.12 cannot take (a
-reward that is a function, a reward adapter on the policy's base) it is given as the model that computes the same.
+Writes FOLDER/report.json. Both trainers get the same model, prompts, rewards and settings. TRL 1.12 accepts neither
+reward functions nor reward adapters on the policy's base; it gets models that compute the same.
 """
 
 import json
@@ -46,7 +46,7 @@ def lora(task_type: str = "CAUSAL_LM") -> LoraConfig:
 
 
 def counting_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, w0, w1, ..., and distinct pad and EOS tokens."""
+    """A tokenizer with one token per word, w0, w1, ..., and distinct pad and EOS tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = {f"w{i}": i for i in range(VOCABULARY)} | {"[PAD]": VOCABULARY, "[EOS]": VOCABULARY + 1}

@@ -1,4 +1,4 @@
-"""What a number format keeps and loses, shown on this machine: the blocks of docs/precision.md.
+"""What number formats keep and lose, measured on this machine: the blocks of docs/precision.md.
 
     python benchmarks/precision.py              # all of them
     python benchmarks/precision.py formats      # or updates, training, gradients, scaler

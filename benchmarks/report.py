@@ -1,10 +1,10 @@
-"""The report of a chain with 200,000 logged steps: how long it takes, and how large it is.
+"""Time, memory and file size of the report of a chain with 200,000 logged steps.
 
     python benchmarks/report.py                    # --steps 200000 --rounds 3
 
-Four stages share the steps; their logs have what the trainers log, a line a step, and PPO's completions four a step.
-The lines are written first and not timed. Each round is a process of its own, `posttrain report`, from start to end; on
-a machine with other work, the seconds of one core say what the wall clock does not. Peak memory is the kernel's count.
+The steps are divided over four stages, whose logs have one line per step with what the trainers log, and PPO's four
+completions per step. Writing the logs is not timed. Each round is one process, `posttrain report`, from start to end;
+on a busy machine, CPU seconds are more reliable than wall time. Peak memory is the kernel's count.
 """
 
 import argparse

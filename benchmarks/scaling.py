@@ -1,12 +1,12 @@
-"""Training on up to 1,024 GPUs, on paper and by simulation: the tables of docs/scaling.md.
+"""Training on up to 1,024 GPUs, by formula and by simulation: the tables of docs/scaling.md.
 
     python benchmarks/scaling.py step        # memory and communication of a step, strategy by strategy
     python benchmarks/scaling.py gpus        # how both go with the number of GPUs
     python benchmarks/scaling.py published   # the formulas against published figures
     python benchmarks/scaling.py simulate    # the formulas against what DDP, FSDP2 and tensor parallelism send
 
-`step` and `gpus` take a cluster of yours: --memory 141e9 --infiniband 100e9 --gpus 256. `simulate` runs real steps of
-a small Llama in one process whose process group is fake: every collective is issued, counted, and sent nowhere.
+`step` and `gpus` take your cluster's numbers: --memory 141e9 --infiniband 100e9 --gpus 256. `simulate` runs real steps
+of a small Llama in one process with a fake process group: every collective is issued and counted, but not sent.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Strategy = Callable[[int], Layout | None]
 
 
 def strategies(pipeline: int) -> dict[str, Strategy]:
-    """Name -> the layout on so many GPUs, None where they are too few."""
+    """The layout on that many GPUs by name; None if they are too few."""
 
     def hybrid(stage: Any, pipeline: int = 1) -> Strategy:
         def layout(gpus: int) -> Layout | None:
@@ -106,7 +106,7 @@ def ascending(layout_of: Strategy) -> Iterator[Layout]:
 
 
 def published() -> list[str]:
-    """Figures that others have printed."""
+    """Figures published by others, beside ours."""
     rows = [("", "published", "formula", "where")]
 
     def add(what: str, said: str, got: str, where: str) -> None:
@@ -135,7 +135,7 @@ LENGTH = 32
 
 
 def simulate() -> list[str]:
-    """What real steps send, by the number of GPUs: bytes a step and GPU, counted and by formula."""
+    """Bytes that real steps send per step and GPU, counted and by formula, by number of GPUs."""
     rows = [("", "GPUs", "collectives", "counted", "formula", "ratio")]
     cases: list[tuple[str, Layout]] = [("DDP", Layout(n)) for n in (2, 4, 1024)]
     cases += [("FSDP2", Layout(n, stage=3)) for n in (2, 4, 1024)]

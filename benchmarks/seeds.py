@@ -1,11 +1,11 @@
-"""The demo's chain from several seeds: does each stage improve the policy, and by how much?
+"""The demo's chain with several seeds: does each stage improve the policy, and by how much?
 
     python benchmarks/seeds.py                       # seeds 1 2 3, each the whole chain
     python benchmarks/seeds.py --seeds 4 5 --chain other/chain.yaml
     python benchmarks/seeds.py --ner                 # the tagger's chain, LoRA against full fine-tuning, five seeds
 
-Runs go to runs/seeds/; those that are complete are not run again. A seed's interval is over the test rows, paired. The
-last column of a block is over the seeds: their mean, and Student's 95% interval.
+Runs go to runs/seeds/; those that are complete are not run again. The interval of one seed is over paired test rows.
+The last line of a block is over the seeds: their mean, and Student's 95% interval.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def over_seeds(values: list[float]) -> str:
 
 
 def report(stage: str, by_seed: dict[int, Lineage]) -> None:
-    """What each seed's stage was judged by, and the mean change over the seeds."""
+    """Print each seed's headline numbers for each stage, and the mean change over the seeds."""
     measured = {seed: {m.name: m for m in headline(lineage)} for seed, lineage in by_seed.items()}
     for name in next(iter(measured.values())):
         print(f"\n{stage}, {name}")
@@ -72,7 +72,7 @@ def report(stage: str, by_seed: dict[int, Lineage]) -> None:
 
 
 def compare_tagger(seeds: list[int]) -> None:
-    """Run the tagger in both ways from every seed, and print their entity F1 and its paired difference."""
+    """Run the tagger with LoRA and in full with every seed, and print entity F1 and its paired difference."""
     demo.prepare(ner=True)
     found: dict[str, list[Lineage]] = {way: [] for way in NER_WAYS}
     for seed in seeds:

@@ -1,18 +1,18 @@
-"""What a process holds under each strategy, and seconds a step: `python benchmarks/strategies.py --processes 1 2`.
+"""Memory per process and seconds per step of each strategy: `python benchmarks/strategies.py --processes 1 2`.
 
-A Llama of random weights is trained in full, in fp32 with Adam, through accelerate as its configurations say. Memory is
-counted over live tensors by their storage, each once, by who owns it; not by RSS, which keeps what it once had:
+A Llama with random weights is fully fine-tuned in fp32 with Adam, through accelerate with our configurations. Memory is
+that of live tensors, each storage counted once and by owner; not RSS, which does not shrink when memory is freed:
 
     parameters     weights, or this process's share
-    gradients      the most of them at any moment of the backward pass, DeepSpeed's buffers of them included
-    optimizer      Adam's two moments, and DeepSpeed's own fp32 copy of what it steps
+    gradients      their peak during the backward pass, DeepSpeed's buffers for them included
+    optimizer      Adam's two moments, and DeepSpeed's own fp32 copy of the trained parameters
     activations    what the forward pass keeps for the backward pass (saved tensors that are no parameters)
     other          every other live tensor after the backward pass, with the attribute of DeepSpeed's that owns it
 
-The formula is that of Rajbhandari et al. (arXiv 1910.02054, section 5), for fp32: 4 bytes a parameter of weights, 4 of
-gradients, 8 of moments, and 4 of DeepSpeed's copy; each divided by the processes from the stage on that shares it.
-On CPUs everything is in one memory, so that offloading moves nothing that could be seen. Exits with 1 when the order
-0 > 1 > 2 > 3 does not hold.
+The formula is that of Rajbhandari et al. (arXiv 1910.02054, section 5), for fp32. Bytes per parameter: 4 of weights, 4
+of gradients, 8 of moments, and 4 of DeepSpeed's copy; each divided by the number of processes from the stage on that
+shards it. On CPUs there is only one memory, so offloading shows no difference. Exits with 1 if memory does not fall in
+the order of stages 0 > 1 > 2 > 3.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def tensors_in(thing: Any, depth: int = 5) -> Iterator[Any]:
 
 
 class Ledger:
-    """Each live storage once, under the first owner that claims it; those of `before` are nobody's."""
+    """Each live storage once, under its first owner; those in `before` are not counted."""
 
     def __init__(self, before: set[int]) -> None:
         self.seen = set(before)
@@ -98,7 +98,7 @@ class Ledger:
 
 
 def storages(tensor: Any) -> Iterator[Any]:
-    """What a tensor, or this process's share of one, is stored in."""
+    """The storages of a tensor, or of this process's shard of it."""
     if tensor is None:
         return
     for held in (getattr(tensor, "_local_tensor", tensor), getattr(tensor, "ds_tensor", None)):
@@ -113,7 +113,7 @@ def live() -> list[Any]:
 
 
 class Gradients:
-    """The most bytes of gradients at any moment of a backward pass, by owner."""
+    """The peak bytes of gradients during a backward pass, by owner."""
 
     def __init__(self, model: Any, optimizer: Any, before: set[int]) -> None:
         self.parameters, self.optimizer, self.before = list(model.parameters()), optimizer, before
@@ -141,7 +141,7 @@ class Gradients:
 
 
 def count(model: Any, optimizer: Any, before: set[int]) -> dict[str, int]:
-    """Bytes by owner between backward pass and step, gradients left out."""
+    """Bytes by owner between backward pass and optimizer step, without gradients."""
     ledger = Ledger(before)
     parameters = list(model.parameters())
     ledger.claim("parameters", parameters)
@@ -161,7 +161,7 @@ def count(model: Any, optimizer: Any, before: set[int]) -> dict[str, int]:
 
 
 class Saved:
-    """Bytes of what a forward pass saves for its backward pass, parameters left out."""
+    """Bytes that a forward pass saves for its backward pass, without parameters."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.seen, self.bytes = model, set(), 0
@@ -271,7 +271,7 @@ def measure(config: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_split(config: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Train a few steps of a model that all processes of this launch hold together, in parts of layers or in stages.
+    """Train a few steps of one model that is split over all processes of this launch, by tensor or by pipeline.
 
     The embeddings are tied: the first stage has them, the last a copy. Activations are those of all micro-batches.
     """
@@ -385,11 +385,11 @@ def grouped(held: dict[str, int]) -> dict[str, int]:
 
 
 def report(args: argparse.Namespace, results: dict[int, dict[str, Any]]) -> bool:
-    """Print the table; whether each stage holds less than the one before it."""
+    """Print the table; return whether each stage holds less than the one before it."""
     names = {config: name for name, config in CONFIGS.items()}
     size = next(iter(next(iter(results.values())).values()))["parameters"]
-    print(f"{size:,} parameters, fp32, {args.rows} rows of {args.tokens} tokens a process; MiB on rank 0\n")
-    print("| strategy | processes | parameters | gradients | optimizer | activations | other | formula | s a step |")
+    print(f"{size:,} parameters, fp32, {args.rows} rows of {args.tokens} tokens per process; MiB on rank 0\n")
+    print("| strategy | processes | parameters | gradients | optimizer | activations | other | formula | s per step |")
     print("|---|---|---|---|---|---|---|---|---|")
     for processes, found in results.items():
         for config, one in found.items():

@@ -1,11 +1,11 @@
-"""What `posttrain submit` costs before the first training step, beside a bare batch script that launches TRL's trainer.
+"""Time from `posttrain submit` to the first training step, against a bare batch script that launches TRL's trainer.
 
     python benchmarks/submit.py --rounds 3
 
-On a two-node Slurm cluster of this machine (tests/slurm/cluster.py: root, Slurm's packages), a tiny model, two ranks,
-in turn, in one run. Both begin with a command and end with the first logged step; the bare script has no checks
-nor requeue. Wall time is seconds from the command on; CPU time is what all processes of the job have used on both nodes
-until then, which other work on the machine changes little.
+Both run in turn, with a tiny model and two ranks, on a two-node Slurm cluster on this machine (tests/slurm/cluster.py:
+needs root and Slurm's packages). Timing starts with the command and ends with the first logged step; the bare script
+has no checks and no requeue. CPU time is that of all processes of the job on both nodes until then, which depends
+little on other work on the machine.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def used_s(cluster: Cluster) -> float:
 
 
 def measure(cluster: Cluster, command: list[str], first_step: Callable[[], bool]) -> tuple[float, float, float]:
-    """Seconds that the command took; wall and CPU seconds until the first step. Ends the job then."""
+    """Seconds that the command took; wall and CPU seconds until the first step. Then ends the job."""
     cluster.wait_idle()
     before, begun = used_s(cluster), time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

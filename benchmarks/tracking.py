@@ -1,12 +1,12 @@
-"""What tracking costs a step of the demo's SFT: on and off in turn, within one run.
+"""The time of tracking per step of the demo's SFT: on and off in turn, within one run.
 
     python benchmarks/tracking.py --steps 24                 # the record and trackio
     python benchmarks/tracking.py --steps 24 --wandb         # and W&B, offline
 
-Same model, rows and settings as the demo's first stage (32 rows a step), but a log every step, where the demo logs
-every fifth. Every step of one run has tracking on or off by turns, so that both see the same machine. `of a step` is
-the time that the training loop spends in tracking's own code, over that of a step; `on against off` compares the steps
-themselves, median of the ratios of neighbours with their middle half, and is as noisy as the machine is.
+Same model, rows and settings as the demo's first stage (32 rows per step), but a log at every step instead of every
+fifth. Tracking is on at every other step of one run, so that both see the same machine. `of a step` is the time that
+the training loop spends in tracking's own code, divided by the time of a step; `on against off` is the median ratio of
+neighbouring steps with its interquartile range, and is as noisy as the machine.
 Needs the demo's model and data, which `posttrain demo --dry-run` prepares.
 """
 
@@ -115,7 +115,7 @@ def main() -> None:
     ratios = sorted(a[1] / b[1] for a, b in zip(on, off, strict=False))
     quarter = len(ratios) // 4
     print(f"{' and '.join(('record', *sinks))}; {len(on)} steps with it, {len(off)} without")
-    print(f"a step: {with_it:.3f} s with, {without:.3f} s without")
+    print(f"per step: {with_it:.3f} s with, {without:.3f} s without")
     print(f"tracking's own code: {spent * 1e3:.2f} ms, {share:.3%} of a step")
     print(f"on against off: {statistics.median(ratios):.3f} [{ratios[quarter]:.3f}, {ratios[-1 - quarter]:.3f}]")
 

@@ -1,12 +1,13 @@
-"""Our recipes as launched against `trl` as launched and against the bare trainer, in turn, in one run.
+"""Our recipes against the command `trl` and against TRL's bare trainer, in turn, in one run.
 
     python benchmarks/train.py sft              # or dpo, reward; --rounds 3 --steps 8
     python benchmarks/train.py sft --gains      # each of our gains on its own
 
-Same model, rows, rows a step, LoRA and precision (bf16 where the machine multiplies it). A contestant is a command; its
-log lines are timed as they arrive: seconds to the first step, tokens/s over the steps after it, peak memory of its
-process tree, final loss. Medians over the rounds, ratios round by round. The share of peak is against large matrix
-products in that precision, measured here. Needs the demo's model and data, which `posttrain demo --dry-run` prepares.
+Same model, rows, rows per step, LoRA and precision (bf16 if the machine has it in hardware). A contestant is a command,
+whose log lines are timed as they arrive: seconds to the first step, tokens/s over the steps after it, peak memory of
+its process tree, final loss. Medians over the rounds; ratios are per round. The share of peak is relative to large
+matrix products in that precision, measured here. Needs the demo's model and data, which `posttrain demo --dry-run`
+prepares.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from posttrain.demo.spelling import DATA_DIR, MODEL_DIR
 from posttrain.launch import ROOT, accelerate_config, build_command, die_with_parent, environment
 from posttrain.models.precision import has_bf16
 
-ROWS_A_STEP = 16
+ROWS_PER_STEP = 16
 CPU = accelerate_config("cpu.yaml", ROOT)
 
 # SmolLM2's trunk multiplies each token by 106M weights. With LoRA a token costs 2 FLOP a weight forward and 2 backward
@@ -51,12 +52,12 @@ class Result:
 
 
 def make_rows(task: str, folder: Path, steps: int) -> Path:
-    """`steps` x ROWS_A_STEP conversations: a user turn of 1 to 12 typos, and their correction."""
+    """`steps` x ROWS_PER_STEP conversations: a user turn of 1 to 12 typos, and their correction."""
     source = [json.loads(line) for line in (DATA_DIR / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     words = ((row["prompt"][0]["content"], row["completion"][0]["content"]) for row in itertools.cycle(source))
     lengths = random.Random(0)
     rows = []
-    for _ in range(steps * ROWS_A_STEP):
+    for _ in range(steps * ROWS_PER_STEP):
         chosen = list(itertools.islice(words, lengths.randint(1, 12)))
         typos, right = (" ".join(side) for side in zip(*chosen, strict=True))
         prompt = [{"role": "user", "content": typos}]
@@ -72,7 +73,7 @@ def make_rows(task: str, folder: Path, steps: int) -> Path:
 
 
 COMMON = {
-    "per_device_train_batch_size": str(ROWS_A_STEP),
+    "per_device_train_batch_size": str(ROWS_PER_STEP),
     "num_train_epochs": "1",
     "learning_rate": "1e-4",
     "lr_scheduler_type": "constant",
@@ -102,7 +103,7 @@ def without(part: str, command: list[str]) -> list[str]:
 
 
 def trl_cli(task: str, rows: Path, out: Path) -> list[str]:
-    """TRL's own command, with its defaults: one thread a process by accelerate, gradient checkpointing on."""
+    """TRL's own command, with its defaults: one thread per process (accelerate's), gradient checkpointing on."""
     options = {**COMMON, "disable_tqdm": "true"}
     command = [str(Path(sys.executable).parent / "trl"), task, "--model_name_or_path", str(MODEL_DIR)]
     command += ["--dataset_name", str(rows.parent), "--output_dir", str(out), "--use_peft"]
@@ -128,7 +129,7 @@ _STEP = re.compile(r"^step \d+/\d+  loss|'loss':")
 
 
 def measure(command: list[str], out: Path, env: dict[str, str], tokens: float) -> Result:
-    """Run a command, time its logged steps as they arrive, watch its process tree's memory."""
+    """Run a command, time its logged steps as they arrive, and record its process tree's peak memory."""
     shutil.rmtree(out, ignore_errors=True)
     begun, arrivals, losses, peak = time.monotonic(), [], [], 0
     stderr = out.with_suffix(".stderr")
@@ -235,10 +236,10 @@ def main() -> None:
             f"trl {task}": (trl_cli(task, rows, out), plain),
             "bare trainer": (bare(task, rows, out), plain),
         }
-    large, shaped = matmul_gflops(2048, 2048, 2048), matmul_gflops(ROWS_A_STEP * 64, 576, 1536)
+    large, shaped = matmul_gflops(2048, 2048, 2048), matmul_gflops(ROWS_PER_STEP * 64, 576, 1536)
     precision = "bf16" if has_bf16() else "fp32"
     print(f"{precision} matrix products: {large:.0f} GFLOP/s large, {shaped:.0f} at the model's shapes")
-    print(f"{task}: {arguments.steps} steps of {ROWS_A_STEP} rows, {tokens / arguments.steps:.0f} tokens a step\n")
+    print(f"{task}: {arguments.steps} steps of {ROWS_PER_STEP} rows, {tokens / arguments.steps:.0f} tokens per step\n")
     results: dict[str, list[Result]] = {name: [] for name in contestants}
     for number in range(arguments.rounds):
         for name, (command, env) in contestants.items():

@@ -1,4 +1,4 @@
-"""Named-entity recognition: an encoder such as BERT (Devlin et al., 2019) tags each word, with any adapter.
+"""Named-entity recognition: an encoder such as BERT (Devlin et al., 2019) tags each word, with any PEFT method.
 
 python recipes/ner.py --config recipes/configs/minilm/ner.yaml --train_file train.conll --validation_file dev.conll \\
     --test_file test.conll --output_dir runs/ner

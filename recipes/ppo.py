@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al., 2017) of a stage's policy against a reward model, a verifier, or both.
+"""Proximal policy optimisation (Schulman et al., 2017) of a policy, rewarded by a reward model, a verifier, or both.
 
 python recipes/ppo.py --config ppo.yaml --inputs.policy runs/sft --inputs.reward runs/reward --output_dir runs/ppo
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/ppo.py --config ppo.yaml ...
@@ -29,7 +29,7 @@ def main() -> None:
     model, peft_config, start = policy.start(stage, base, task="CAUSAL_LM")
     rewards, reward_tokenizers = ppo.rewards(stage, start)
 
-    # Trainer. Policy, value, reference and reward are roles on one base, where they are adapters of it.
+    # Trainer. Policy, critic, reference and reward model share one base if they are adapters of it.
     from posttrain.errors import as_config_errors
     from posttrain.ppo import PPOTrainer
 

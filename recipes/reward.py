@@ -1,4 +1,4 @@
-"""A reward model: one score for a prompt and its completion, from preference pairs (Bradley and Terry, 1952).
+"""A reward model: one score per prompt and completion, trained on preference pairs (Bradley and Terry, 1952).
 
 python recipes/reward.py --config reward.yaml --inputs.policy runs/sft --output_dir runs/reward
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/reward.py --config reward.yaml ...

@@ -1,10 +1,10 @@
-"""On-policy preference pairs: draw completions from a policy, score them, rank them into chosen and rejected.
+"""On-policy preference pairs: sample completions from a policy, score them, pair them into chosen and rejected.
 
     python recipes/sample.py --config sample.yaml --inputs.policy runs/sft --output_dir runs/sample
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sample.py --config sample.yaml ...
 
 The judge is a verifier (`verifier: exact_match`, `regex:PATTERN` or `module:function`) or a reward model
-(`--inputs.reward runs/reward`). A prompt whose completions all score alike gives no pair.
+(`--inputs.reward runs/reward`). A prompt whose completions all get the same score gives no pair.
 """
 
 from posttrain.errors import run_main
@@ -24,7 +24,7 @@ def main() -> None:
     # Policy
     policy, tokenizer = sampling.load_policy_and_tokenizer(stage)
 
-    # Draw, in batches that a killed run does not draw again
+    # Draw completions; a resumed run reads the batches that are already drawn
     completions = sampling.draw(stage, policy, tokenizer, prompts)
 
     # Score, rank, write

@@ -60,7 +60,7 @@ def penalty_of(model) -> float:
     return sum(distances).item() / len(distances)
 
 
-def test_the_penalty_is_pefts(tiny):
+def test_the_penalty_matches_peft(tiny):
     import torch
     from peft import AdaLoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -76,7 +76,7 @@ def test_the_penalty_is_pefts(tiny):
 
 
 def test_a_single_step_is_refused(tiny, pairs, tmp_path):
-    """PEFT ends in a KeyError: ranks are shared out by what the step before showed."""
+    """PEFT would raise a KeyError: ranks are allocated by the importance scores of the step before."""
     with pytest.raises(ConfigError, match="has one step"):
         run_here(
             "sft", "--model_name_or_path", tiny, "--train_file", pairs, "--output_dir", tmp_path / "run",

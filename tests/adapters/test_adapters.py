@@ -1,4 +1,4 @@
-"""What an adapter is before its first step, and after it is folded away."""
+"""Adapters before their first step, and after they are folded into the base."""
 
 import pytest
 
@@ -58,6 +58,6 @@ def test_no_adapter_is_full_fine_tuning():
     assert peft_config(AdapterSettings(method="none"), task="CAUSAL_LM", base="x") is None
 
 
-def test_targets_are_names():
+def test_target_modules_must_be_names():
     with pytest.raises(ConfigError, match=r"adapter.target_modules must be 'all-linear' or a list"):
         peft_config(AdapterSettings(target_modules=3), task="CAUSAL_LM", base="x")

@@ -48,7 +48,7 @@ SIZES = {
 ADAPTERS = [name for name in METHODS if name != "none"]
 
 
-def test_the_sweep_is_whole():
+def test_the_sweep_covers_every_method_and_recipe():
     """19 methods in 5 recipes; the cells that are refused are these, and no others."""
     assert (len(METHODS), len(METHODS["lora"].tasks)) == (19, 5)
     refused = {(name, task) for name, method in METHODS.items() for task in method.refused}
@@ -115,7 +115,7 @@ def outputs(model, run):
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
-def test_the_table_is_true_of_a_fresh_adapter(world, method):
+def test_the_table_of_methods_matches_a_fresh_adapter(world, method):
     ids, facts = [5, 9, 17, 4, 8], METHODS[method]
     base = probe_logprobs(world.base().eval(), ids)
     model = get_peft_model(world.base(), peft_config(settings(method), task="CAUSAL_LM", base=str(world.tiny))).eval()
@@ -150,7 +150,7 @@ def test_sft(world, method, tmp_path):
         loss = model(input_ids=ids, labels=labels).loss
         assert loss.item() == pytest.approx(-sum(expected) / len(expected), abs=1e-4)
 
-    if method == "adalora":  # ranks were shared out: half as many again at the start, as many as asked for at the end
+    if method == "adalora":  # ranks were allocated: 1.5 x r at the start, r on average at the end
         ranks = json.loads((run / "adapter" / "adapter_config.json").read_text())["rank_pattern"]
         assert {len(kept) for kept in ranks.values()} == {6}
         assert sum(map(sum, ranks.values())) == 4 * len(ranks)
@@ -244,7 +244,7 @@ def test_dpo(world, method, start, tmp_path):
 
 
 def moved(start, run):
-    """By how much a policy's outputs are other than those of the one that it started from."""
+    """The largest difference of a policy's outputs from those of the policy it started from."""
     before = lineage_of(start)["metrics"]["probe"]["logprobs"]
     return max(abs(a - b) for a, b in zip(outputs(load_policy(run), start), before, strict=True))
 
@@ -300,15 +300,15 @@ REFUSED = [(name, task) for name in METHODS for task in METHODS[name].refused]
 
 
 @pytest.mark.parametrize(("method", "task"), REFUSED)
-def test_what_is_known_to_be_wrong_is_refused_with_the_way_out(world, method, task, tmp_path):
+def test_combinations_known_to_fail_are_refused_with_an_alternative(world, method, task, tmp_path):
     with pytest.raises(ConfigError, match=f"{method} cannot train {task}: .*; use ({'|'.join(METHODS)})$"):
         run_here(task, *chosen(method), "--model_name_or_path", world.tiny, "--output_dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["p_tuning", "prefix_tuning", "p_tuning_v2", "adalora", "pissa"])
-def test_a_resumed_run_is_the_uninterrupted_run(world, method, tmp_path):
-    """These train what PEFT's own files do not hold."""
+def test_a_resumed_run_equals_the_uninterrupted_run(world, method, tmp_path):
+    """These methods train tensors that are not in PEFT's own files."""
     from safetensors.torch import load_file
 
     arguments = [

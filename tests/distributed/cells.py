@@ -49,7 +49,7 @@ OF_TRAINER = {
 
 
 def vowels(prompt, completion, row) -> float:
-    """PPO's reward: another one for each completion, or whitened advantages would be rounding errors."""
+    """PPO's reward, different for each completion, or whitened advantages would be rounding errors."""
     return sum(completion.count(v) * n for n, v in enumerate("aeiou", 1)) + len(completion) / 10
 
 
@@ -118,7 +118,7 @@ def observed(kept: Path):
 
 
 def held(parameter) -> int:
-    """Numbers of a parameter that this process holds between two steps."""
+    """How many numbers of a parameter this process holds between two steps."""
     if hasattr(parameter, "ds_tensor"):
         return parameter.ds_tensor.numel()
     return parameter.to_local().numel() if hasattr(parameter, "to_local") else parameter.numel()

@@ -1,4 +1,4 @@
-"""Two bare processes that meet, differ, and miss each other: no launcher, no model. Prints what each one sees."""
+"""Rendezvous of two processes without launcher or model, which agree, differ, and miss each other. Prints results."""
 
 import os
 import sys

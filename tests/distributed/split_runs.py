@@ -33,7 +33,7 @@ MANY_LOSSES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """What is trained, and how it is split: (data, pipeline, tensor)."""
+    """A training, and its layout (data, pipeline, tensor)."""
 
     layout: tuple[int, int, int]
     trainer: str = "sft"
@@ -42,7 +42,7 @@ class Cell:
     schedule: str = "1f1b"
     count: int = 2
     options: dict[str, Any] = field(default_factory=dict)  # of the trainer
-    rows: int = 40  # five batches an epoch
+    rows: int = 40  # five batches per epoch
 
     @property
     def world(self) -> int:
@@ -50,7 +50,7 @@ class Cell:
 
     @property
     def same(self) -> str:
-        """What must train alike: the name of its run on one process."""
+        """The name of the run on one process that this one must equal."""
         varied = {**self.options, **({"rows": self.rows} if self.rows != 40 else {})}
         options = "-".join(f"{k}={len(v) if isinstance(v, list) else v}" for k, v in sorted(varied.items()))
         return "_".join(filter(None, ("one", self.trainer, self.method, self.model, options)))
@@ -250,18 +250,18 @@ def work(rank: int, world: int, folder: Path, port: int) -> None:
 
 
 def refuse_dropout(cell: Cell, folder: Path) -> None:
-    """An adapter that goes on may drop what the stage's configuration does not say."""
+    """A continued adapter may have dropout, although the stage's configuration does not."""
     from posttrain.distributed.split.layout import Layout
     from posttrain.errors import ConfigError
 
     fresh_state()
     layout = Layout(*cell.layout, schedule=cell.schedule, micro_batches=cell.count)
-    with pytest.raises(ConfigError, match=r"drops 0\.1 of what passes"):
+    with pytest.raises(ConfigError, match=r"has dropout 0\.1"):
         build(dataclasses.replace(cell, method="dropping"), folder, folder / "dropped", layout)
 
 
 def resume_on_one(rank: int, folder: Path) -> None:
-    """What a split run left half-way, finished by one process."""
+    """One process resumes and finishes a split run."""
     from posttrain.models.cpu.lm_head import use_dense_lm_head
     from posttrain.models.cpu.lora import use_accumulated_lora
 

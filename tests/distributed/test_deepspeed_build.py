@@ -1,4 +1,4 @@
-"""A lock that a killed build left is deleted; one of a build that is alive is waited for, and not for ever."""
+"""The lock of a killed build is deleted; a running build is waited for, but not forever."""
 
 import os
 import subprocess
@@ -25,14 +25,14 @@ def grow_old(lock, seconds=1000):
         os.utime(file, (then, then))
 
 
-def test_a_stale_lock_is_deleted_and_said(lock, tmp_path, capsys):
+def test_a_stale_lock_is_deleted_with_a_note(lock, tmp_path, capsys):
     grow_old(lock)
     extensions.free(tmp_path)
     assert not lock.exists()
-    assert f"{lock} was left by a build that was cut off" in capsys.readouterr().out
+    assert f"deleted {lock}, left by an interrupted build" in capsys.readouterr().out
 
 
-def test_a_compiler_that_works_there_is_waited_for_and_no_longer_than_the_cap(lock, tmp_path):
+def test_a_running_build_is_waited_for_up_to_the_limit(lock, tmp_path):
     grow_old(lock)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"], cwd=lock.parent) as compiler:
         try:
@@ -51,7 +51,7 @@ def test_a_build_that_ends_meanwhile_is_no_error(lock, tmp_path):
     assert not lock.exists()
 
 
-def test_what_is_compiled_ahead_is_found(monkeypatch, tmp_path):
+def test_extensions_built_ahead_are_found(monkeypatch, tmp_path):
     monkeypatch.setattr(extensions, "FOLDER", tmp_path)
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     monkeypatch.setenv("PATH", "/usr/bin")

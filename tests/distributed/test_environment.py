@@ -1,4 +1,4 @@
-"""A process is in what was asked for, or says so before it has loaded anything."""
+"""A process trains as its launch asked for, or is refused before it has loaded anything."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ TWO = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_each_configuration_is_recognised(config):
-    """By the environment that accelerate itself makes of the file."""
+    """From the environment that accelerate itself makes of the file."""
     launch = launch_of({**accelerate_environment(ROOT / "accelerate_configs" / f"{config}.yaml"), **TWO})
     assert launch.strategy == config.partition("_")[0] and launch.processes == 2
     assert launch.offload == {"zero2_offload": "optimizer", "zero3_offload": "optimizer+parameters"}.get(config, "")
@@ -32,7 +32,7 @@ def test_without_a_launcher_it_is_one_process():
 
 
 def single_environment(tmp_path, distributed_type, processes):
-    """What accelerate's launcher of one process gives to it, for a configuration of its own making."""
+    """The environment that accelerate's single-process launcher makes of a configuration."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
@@ -64,17 +64,17 @@ def test_one_process_of_a_configuration_of_two_is_refused(tmp_path, kind):
         ({**TWO, "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_CPU": "true"}, "leave DeepSpeed out"),
     ],
 )
-def test_what_would_be_passed_over_is_refused(environ, message):
+def test_launches_that_accelerate_would_ignore_are_refused(environ, message):
     with pytest.raises(LaunchError, match=message):
         check_launch("sft", environ=environ)
 
 
-def test_a_recipe_that_does_not_train_works_alone():
+def test_evaluate_is_refused_on_several_processes():
     with pytest.raises(LaunchError, match="evaluate works in one process"):
         check_launch("evaluate", environ=TWO)
 
 
-def test_a_bare_model_is_no_ddp():
+def test_a_model_without_its_wrapper_is_refused():
     from torch import nn
 
     bare = nn.Linear(2, 2)
@@ -88,20 +88,20 @@ def test_a_bare_model_is_no_ddp():
         check_wrapped(nn.DataParallel(bare), Launch(1, "one"))
 
 
-def test_who_differs_is_named():
+def test_the_rank_that_differs_is_named():
     everyone = [{"_host": "a", "seed": 1}, {"_host": "b", "seed": 1}, {"_host": "c", "seed": 2}]
     assert _difference("seed", everyone) == ["  seed: 1 on ranks 0, 1 (a); 2 on rank 2 (c)"]
     assert _difference("seed", everyone[:2]) == []
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+def test_a_machine_that_does_not_see_output_dir_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("posttrain.distributed.rendezvous.FOLDER_S", 0.2)
     share_folder(tmp_path, timeout_s=1)
     with pytest.raises(LaunchError, match=r"run is not there on \S+; all machines must share"):
         share_folder(tmp_path / "run", timeout_s=1)
 
 
-def test_one_process_meets_itself():
+def test_a_single_process_needs_no_rendezvous():
     assert meet({"seed": 1}, timeout_s=1)[0]["seed"] == 1
 
 
@@ -110,8 +110,8 @@ def test_one_process_meets_itself():
     [
         (Launch(2, "ddp"), Launch(1, "one"), "another number of rows"),
         (Launch(2, "zero2"), Launch(4, "zero2"), "another number of rows"),
-        (Launch(2, "zero2"), Launch(2, "zero3"), "laid out in another way"),
-        (Launch(2, "ddp"), Launch(2, "fsdp2"), "laid out in another way"),
+        (Launch(2, "zero2"), Launch(2, "zero3"), "weights and optimizer are in other files"),
+        (Launch(2, "ddp"), Launch(2, "fsdp2"), "weights and optimizer are in other files"),
     ],
 )
 def test_a_checkpoint_of_another_layout_is_refused(tmp_path, wrote, now, why):
@@ -121,7 +121,7 @@ def test_a_checkpoint_of_another_layout_is_refused(tmp_path, wrote, now, why):
     checkpoints.check_resumable(tmp_path, wrote)
 
 
-def test_how_one_copy_is_split_makes_no_difference(tmp_path):
+def test_a_checkpoint_resumes_under_another_split_of_a_copy(tmp_path):
     (tmp_path / checkpoints.WRITTEN_BY).write_text(json.dumps(Launch(4, "ddp", split=2).to_dict()))
     checkpoints.check_resumable(tmp_path, Launch(2, "ddp"))
     checkpoints.check_resumable(tmp_path, Launch(8, "ddp", split=4))
@@ -140,7 +140,7 @@ def test_a_chain_refuses_a_configuration_that_starts_one_process(tmp_path):
         check_config(shipped)
 
 
-def test_precision_that_the_launcher_was_told(monkeypatch):
+def test_mixed_precision_of_the_launcher_decides(monkeypatch):
     from posttrain.models import precision
 
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -156,7 +156,7 @@ def test_precision_that_the_launcher_was_told(monkeypatch):
         precision.decide({"bf16": None})
 
 
-def test_the_head_of_each_file_says_when_to_take_it():
+def test_each_configuration_begins_with_a_comment_on_when_to_use_it():
     for file in (ROOT / "accelerate_configs").glob("*.yaml"):
         assert file.read_text().startswith("# "), file
         assert all(len(line) <= 120 for line in file.read_text().splitlines()), file

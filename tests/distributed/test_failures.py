@@ -1,4 +1,4 @@
-"""What goes wrong between processes is named on each of them, within a minute, and the last checkpoint is whole."""
+"""Failures between processes: each one reports them within a minute, and the last checkpoint stays complete."""
 
 import os
 import socket
@@ -59,8 +59,8 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("config", ["ddp", "zero3"])
-def test_a_rank_that_is_killed(files, one, tmp_path, config):
-    """The other one says so, and the launch is over; the same command goes on from the checkpoint, and ends as one."""
+def test_a_killed_rank_ends_the_launch_and_the_run_resumes(files, one, tmp_path, config):
+    """The other rank reports it and the launch ends; the same command resumes, and the result equals one process's."""
     words = arguments("sft", "lora", files, tmp_path / "run", 2)
     done = launch(config_file(config), Path(__file__).with_name("rank_that.py"), "dies", "sft", *words)
     assert done.returncode != 0
@@ -76,8 +76,8 @@ def test_a_rank_that_is_killed(files, one, tmp_path, config):
 
 @pytest.mark.parametrize("recipe", ["sft", "sample"])
 @pytest.mark.parametrize("what", ["seed", "data"])
-def test_a_rank_that_differs(files, tmp_path, recipe, what):
-    """Another seed or other rows on one of them: each one names both, before weights are read."""
+def test_ranks_with_another_seed_or_other_rows_are_refused(files, tmp_path, recipe, what):
+    """Each rank names the difference before weights are read."""
     words = [
         "--model_name_or_path",
         files / "tiny",
@@ -95,7 +95,7 @@ def test_a_rank_that_differs(files, tmp_path, recipe, what):
     assert "Loading weights" not in done.stderr
 
 
-def test_two_bare_processes_meet_differ_and_miss_each_other(tmp_path):
+def test_rendezvous_names_differences_and_missing_ranks(tmp_path):
     env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, str(Path(__file__).with_name("meeting.py"))]
     both = [
@@ -109,8 +109,8 @@ def test_two_bare_processes_meet_differ_and_miss_each_other(tmp_path):
     assert int(out[0].rpartition("after ")[2].split()[0]) <= 4
 
 
-def test_a_machine_that_finds_nobody(files, tmp_path):
-    """multinode.yaml on the second machine, and no first one: over after the time that was given, and named."""
+def test_a_second_machine_without_a_first_one_gives_up(files, tmp_path):
+    """multinode.yaml on the second machine only: it ends after the given time, with the address that it tried."""
     words = arguments("sft", "lora", files, tmp_path / "run", 2)
     flags = ["--machine_rank", 1, "--num_processes", 2, "--main_process_port", free_port(), "--rdzv_conf", "timeout=3"]
     begun = time.monotonic()
@@ -119,8 +119,8 @@ def test_a_machine_that_finds_nobody(files, tmp_path):
     assert "DistNetworkError" in done.stderr and "timed out" in done.stderr
 
 
-def test_two_launchers_make_one_run(files, one, tmp_path):
-    """multinode.yaml as it stands, one launcher for each of two machines, here both on this one."""
+def test_two_launchers_train_one_run(files, one, tmp_path):
+    """multinode.yaml unchanged, one launcher for each of two machines, here both on this one."""
     words = list(map(str, arguments("sft", "lora", files, tmp_path / "run", 2)))
     flags = ["--num_processes", "2", "--main_process_port", str(free_port()), "--rdzv_conf", "timeout=60"]
     file = config_file("multinode")
@@ -137,7 +137,7 @@ def test_two_launchers_make_one_run(files, one, tmp_path):
     assert distance(tmp_path / "run", one, "lora") < 1e-5
 
 
-def test_one_process_of_two_is_refused(files, tmp_path):
+def test_a_single_process_for_multi_cpu_is_refused(files, tmp_path):
     """accelerate starts one process for MULTI_CPU, whatever its num_processes, and would end with success."""
     config = yaml.safe_load(config_file("ddp").read_text()) | {"distributed_type": "MULTI_CPU", "use_cpu": True}
     file = tmp_path / "cpu2.yaml"

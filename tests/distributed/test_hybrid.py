@@ -42,7 +42,7 @@ def tolerance(cell: Cell) -> float:
 
 
 def assert_same(got, expected, cell: Cell):
-    """Every number of every log, and every tensor; in bf16 not the metrics, of which one counts right tokens."""
+    """Every logged number and every tensor; in bf16 without the metrics, one of which counts right tokens."""
     near = tolerance(cell)
     for ours, theirs in zip(got["log"], expected["log"], strict=True):
         assert ours.keys() == theirs.keys()
@@ -57,7 +57,7 @@ def assert_close(got, expected, near):
         torch.testing.assert_close(got[name], tensor, atol=near, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_the_sweep_has_every_kind():
+def test_the_sweep_covers_every_kind_of_split():
     assert len(CELLS) == len({c.name for c in CELLS}) == 51
     for layout in ((1, 1, 2), (1, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)):
         cells = [c for c in CELLS if c.layout == layout]
@@ -78,13 +78,13 @@ def test_a_split_model_trains_as_on_one_process(runs, cell: Cell):
     assert split["apart"] == 0, "processes hold different models at the end"
     assert split["trainer"].startswith("Split")
     assert split["wrapper"] == one["wrapper"]
-    # A process held its share: less than the whole, and together at least all copies.
+    # A process held its share: less than the full model, and together at least all copies.
     assert max(split["held"]) < one["parameters"]
     assert sum(split["held"]) >= one["parameters"] * cell.layout[0]
 
 
 @pytest.mark.parametrize("cell", chosen(CELLS), ids=lambda c: c.name)
-def test_what_is_saved_is_an_ordinary_model(runs, cell: Cell):
+def test_the_saved_model_loads_without_the_split(runs, cell: Cell):
     """Plain peft and transformers read the result, and the checkpoint is that of one process, file by file."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -112,7 +112,7 @@ def test_what_is_saved_is_an_ordinary_model(runs, cell: Cell):
 
 
 @pytest.mark.parametrize("cell", chosen(RESUMED), ids=lambda c: c.name)
-def test_a_checkpoint_goes_on_under_its_own_and_any_other_layout(runs, cell: Cell):
+def test_a_checkpoint_resumes_under_its_own_and_other_layouts(runs, cell: Cell):
     split, one = read(runs, cell.name), read(runs, cell.same)
     own = read(runs, f"{cell.name}-resumed")
     assert all(torch.equal(own["state"][name], tensor) for name, tensor in split["state"].items())

@@ -1,4 +1,4 @@
-"""The recipes as a user starts them, on a model that is split: takeover, gates, result, lineage."""
+"""The recipes as a user starts them, on a split model: takeover, gates, result, lineage."""
 
 import json
 import subprocess
@@ -63,7 +63,7 @@ def test_dpo_takes_over_a_policy_and_trains_it_in_two_stages(policy, preferences
     )
 
 
-def test_processes_that_do_not_fit_leave_with_the_reason(tiny, data, tmp_path):
+def test_a_launch_that_does_not_fit_the_layout_exits_with_the_reason(tiny, data, tmp_path):
     args = arguments(model_name_or_path=tiny, train_file=data, output_dir=tmp_path / "run", tensor_parallel_size=4)
     done = launch("tensor_parallel.yaml", "sft", *args)
     assert done.returncode != 0

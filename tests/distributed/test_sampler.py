@@ -1,4 +1,4 @@
-"""The order of rows by length is one on all processes, whatever each has drawn before."""
+"""The length-grouped order is the same on all processes, whatever random numbers each has drawn before."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from posttrain.upstream.accelerate import reach_samplers_behind_skips
 LENGTHS = [n % 7 + 1 for n in range(50)]
 
 
-def test_the_order_is_by_seed_and_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     orders = {}
     for rank in (0, 1):
         sampler = SeededLengthSampler(4, LENGTHS, seed=3)
@@ -23,7 +23,7 @@ def test_the_order_is_by_seed_and_epoch_alone():
     assert orders[0, 0] != list(SeededLengthSampler(4, LENGTHS, seed=4))
 
 
-def test_batches_are_of_like_length():
+def test_batches_have_rows_of_similar_length():
     rows = list(SeededLengthSampler(4, LENGTHS, seed=3))
     spread = [max(b) - min(b) for b in ([LENGTHS[i] for i in rows[k : k + 4]] for k in range(4, 48, 4))]
     assert sum(spread) / len(spread) < 2.5  # of four rows at random it is above 4
@@ -31,8 +31,8 @@ def test_batches_are_of_like_length():
 
 @pytest.mark.parametrize("sampling", ["one order", "random"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_resume_in_a_later_epoch_goes_on_in_that_epochs_order(sampling, rank):
-    """What is left of epoch 2 after three batches is what an undisturbed run has left of it."""
+def test_a_resume_in_a_later_epoch_continues_that_epochs_order(sampling, rank):
+    """After three batches of epoch 2, the remaining batches are those of an uninterrupted run."""
     from accelerate.data_loader import prepare_data_loader, skip_first_batches
     from torch.utils.data import DataLoader
 

@@ -1,4 +1,4 @@
-"""The formulas against the papers' figures, PEFT's and transformers' counts, and what holds for every layout."""
+"""The formulas against published figures, PEFT's and transformers' counts, and properties of every layout."""
 
 import pytest
 
@@ -26,17 +26,17 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_are_the_models(name):
+def test_parameter_counts_of_llama_3_match_the_published_models(name):
     assert LLAMA3[name].parameters == PUBLISHED[name]
 
 
-def test_parameters_of_bloom():
+def test_parameter_count_of_bloom_matches_its_model_card():
     assert BLOOM.parameters == 176_247_271_424  # its model card
     assert BLOOM.embedding_parameters() == 3_596_615_680
 
 
 @pytest.mark.parametrize("r", [1, 16])
-def test_adapters_are_pefts(r):
+def test_adapter_parameter_counts_match_peft(r):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -57,42 +57,42 @@ def test_adapters_are_pefts(r):
 
 
 @pytest.mark.parametrize(("stage", "gb"), enumerate([120, 31.4, 16.6, 1.88]))
-def test_the_zero_papers_figure_1(stage, gb):
+def test_model_states_match_figure_1_of_the_zero_paper(stage, gb):
     assert sum(model_states(7.5e9, 7.5e9, stage=stage, ranks=64, lora=False)) / 1e9 == pytest.approx(gb, abs=0.05)
 
 
-def test_blooms_layout():
+def test_memory_of_blooms_layout_matches_the_published_one():
     layout, work = Layout(8, 4, 12, 1), Work(2048, 2048, micro_batch=2)
     assert layout.gpus == 384
     assert work.micro_batches(layout) == 128
-    assert [p.layers for p in parts(BLOOM, layout, work)] == [5, 6, 5]  # 70 layers and two embeddings, 6 a stage
+    assert [p.layers for p in parts(BLOOM, layout, work)] == [5, 6, 5]  # 70 layers and two embeddings, 6 per stage
     assert bubble(12, 128) == 11 / 128
     assert 2 * BLOOM.parameters / 2**30 == pytest.approx(329, rel=0.005)  # GB of its bf16 weights
     assert 14 * BLOOM.parameters / 2**40 == pytest.approx(2.3, rel=0.03)  # with the optimizer's states
     assert memory(BLOOM, layout, work).total < 60e9  # what was used, with what the formula leaves out
 
 
-def test_llama_405b_in_16_stages():
+def test_layers_of_llama_405b_in_16_stages_match_the_paper():
     """126 layers and two embeddings: the end stages have one layer less (Llama 3, arXiv 2407.21783, section 3.3.2)."""
     assert [p.layers for p in parts(LLAMA3["405B"], Layout(1, 8, 16), Work())] == [7, 8, 7]
 
 
-def test_tensor_parallel_volume_is_megatrons():
-    """8 b s h (t - 1) / t a layer and micro-batch without checkpointing (2104.04473, section 3.2), in 2 bytes each."""
+def test_tensor_parallel_traffic_matches_megatrons_formula():
+    """8 b s h (t - 1) / t per layer and micro-batch without checkpointing (2104.04473, section 3.2), 2 bytes each."""
     arch, t, work = LLAMA3["8B"], 8, Work(sequences=5, length=1000, micro_batch=1, checkpointing=False)
     (traffic,) = communication(arch, Layout(1, t), work)
     assert traffic.sent == pytest.approx(2 * 8 * 1000 * arch.hidden * (t - 1) / t * arch.layers * 5)
 
 
-def test_pipeline_volume_is_megatrons():
-    """b s h between stages a micro-batch, in each direction."""
+def test_pipeline_traffic_matches_megatrons_formula():
+    """b s h between stages, per micro-batch and direction."""
     arch, work = LLAMA3["8B"], Work(sequences=6, length=1000, micro_batch=2)
     (traffic,) = communication(arch, Layout(1, 1, 4), work)
     assert traffic.sent == 3 * 2 * (2 * 1000 * arch.hidden) * 2
 
 
-def test_zero_volume_is_the_papers():
-    """2 parameters' worth for data parallel and stages 1 and 2, 3 for stage 3, on many ranks (ZeRO, section 7)."""
+def test_zero_traffic_matches_the_papers_formula():
+    """On many ranks, 2 x the parameters for DDP and stages 1 and 2, 3 x for stage 3 (ZeRO, section 7)."""
     arch, work = LLAMA3["8B"], Work(sequences=10**6)
     for stage, times in enumerate((2, 2, 2, 3)):
         sent = sum(t.sent for t in communication(arch, Layout(10**6, stage=stage), work))
@@ -100,7 +100,7 @@ def test_zero_volume_is_the_papers():
 
 
 @pytest.mark.parametrize("work", [Work(), Work(rank=16)], ids=["full", "lora"])
-def test_stages_hold_less_and_less(work):
+def test_memory_falls_with_each_zero_stage(work):
     for arch in LLAMA3.values():
         states = [memory(arch, Layout(64, stage=stage), work).states for stage in range(4)]
         assert states == sorted(states, reverse=True) and len(set(states)) == 4
@@ -109,7 +109,7 @@ def test_stages_hold_less_and_less(work):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("rank", [None, 16])
-def test_what_holds_for_every_layout(layout, rank):
+def test_properties_of_every_layout(layout, rank):
     arch = LLAMA3["70B"]
     work = Work(rank=rank)
     held = memory(arch, layout, work)
@@ -133,22 +133,22 @@ def test_what_holds_for_every_layout(layout, rank):
 
 
 def test_bandwidth_of_a_ring():
-    cluster = Cluster(gpus_a_node=8, nvlink=450e9, infiniband=50e9)
+    cluster = Cluster(gpus_per_node=8, nvlink=450e9, infiniband=50e9)
     assert cluster.bandwidth(8, 1) == 450e9  # inside a node
     assert cluster.bandwidth(64, 1) == 400e9  # eight cards carry what one member sends
-    assert cluster.bandwidth(64, 8) == 50e9  # one member a node
+    assert cluster.bandwidth(64, 8) == 50e9  # one member per node
     assert cluster.bandwidth(64, 4) == 100e9
     assert cluster.bandwidth(2, 4) == 450e9
     assert ring("all-reduce", 100, 4) == 150 and ring("all-gather", 100, 4) == 75
 
 
-def test_the_smallest_that_fits():
+def test_smallest_finds_the_first_layout_that_fits():
     layouts = [Layout(n, stage=3) for n in (1, 2, 4, 8, 16)]
     assert smallest(LLAMA3["8B"], iter(layouts), Work()) == Layout(2, stage=3)  # 64 GB of states
     assert smallest(LLAMA3["405B"], iter(layouts), Work()) is None
 
 
-def test_activations_of_a_gpt_are_korthikantis():
+def test_activations_of_a_gpt_match_korthikantis_formula():
     """34 s b h (2205.05198, section 4.1) less two dropouts' masks, 1 each; flash attention keeps a log-sum."""
     assert BLOOM.activation_bytes() == (34 - 2) * BLOOM.hidden + 4 * BLOOM.heads
     whole, split = 8 * BLOOM.hidden, BLOOM.activation_bytes() - 8 * BLOOM.hidden

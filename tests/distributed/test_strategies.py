@@ -80,8 +80,8 @@ def logged(run: Path, name: str) -> dict[int, float]:
     return {line["step"]: line[name] for line in lines if name in line}
 
 
-def test_the_sweep_is_whole():
-    """Seven files, five trainers, two kinds of training, less what is refused; no file for several is left out."""
+def test_the_sweep_covers_every_configuration_and_trainer():
+    """Seven files, five trainers, LoRA and full, without refused ones; no file for several processes is left out."""
     assert len(CELLS) == len(set(CELLS)) == 7 * 5 * 2 - 2
     several = {
         file.stem
@@ -110,7 +110,7 @@ def test_two_processes_train_as_one(runs, cell):
 
 
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)
-def test_a_resumed_run_is_the_whole_one(runs, cell):
+def test_a_resumed_run_equals_the_uninterrupted_one(runs, cell):
     """To the last bit; with an offloaded optimizer to the last but one.
 
     DeepSpeed's cpu_adam multiplies the powers of beta up step by step, and takes them by `pow` when it begins anew
@@ -124,8 +124,8 @@ def test_a_resumed_run_is_the_whole_one(runs, cell):
 
 
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)
-def test_what_is_left_loads_as_it_was_measured(runs, cell):
-    """Whole files of safetensors, in a process that knows nothing of the strategy."""
+def test_saved_files_load_without_the_strategy(runs, cell):
+    """Complete safetensors files, loaded in a process without the strategy."""
     from posttrain.adapters import load_policy
     from posttrain.config.sections import ModelSettings
     from posttrain.models.loading import load_tokenizer
@@ -150,8 +150,8 @@ def test_what_is_left_loads_as_it_was_measured(runs, cell):
 
 
 @pytest.mark.parametrize(("trainer", "adapter"), [(t, a) for t in TRAINERS for a in ADAPTERS])
-def test_training_moved_the_weights(runs, files, trainer, adapter):
-    """Or the comparisons above would hold of models that never trained."""
+def test_training_changed_the_weights(runs, files, trainer, adapter):
+    """Otherwise the comparisons above would also pass for models that never trained."""
     one = runs / f"one-{trainer}-{adapter}"
     trained = tensors(one / "whole", adapter)
     if adapter == "lora":
@@ -168,7 +168,7 @@ def test_training_moved_the_weights(runs, files, trainer, adapter):
 
 
 @pytest.mark.parametrize("cell", sorted(REFUSED), ids="-".join)
-def test_what_cannot_be_is_refused(cell):
+def test_ppo_under_fsdp2_is_refused(cell):
     """PPO under FSDP2: its checkpoints do not gather what is split. Before anything is loaded."""
     from posttrain.distributed.environment import check_launch
     from posttrain.errors import LaunchError

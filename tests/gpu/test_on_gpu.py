@@ -1,4 +1,4 @@
-"""Every recipe on one GPU, in each precision that a GPU has and a CPU has not. `make test-gpu`."""
+"""Every recipe on one GPU, in each precision that only GPUs support: `make test-gpu`."""
 
 import json
 import math
@@ -131,7 +131,7 @@ def test_sample(files, sft, precision, tmp_path):
     assert lineage(tmp_path / "run")["kind"] == "data"
 
 
-def test_a_chain_takes_the_gpu_by_itself(chain):
+def test_a_chain_uses_the_gpu_without_being_told(chain):
     edit(chain, "launch: {accelerate_config: cpu.yaml}", "")
     subprocess.run([sys.executable, "-m", "posttrain.cli", "run", str(chain)], check=True)
     for stage in ("sft", "reward", "dpo"):

@@ -1,4 +1,4 @@
-"""The formats, from their bits, are those that torch has: every number of the small ones, one by one."""
+"""The formats computed from their bits equal torch's; of the small ones, every number."""
 
 import math
 
@@ -22,14 +22,14 @@ def all_numbers(fmt):
 
 
 @pytest.mark.parametrize("fmt", IN_TORCH, **names)
-def test_the_ends_are_torchs(fmt):
+def test_largest_and_smallest_numbers_match_torch(fmt):
     info = torch.finfo(IN_TORCH[fmt])
     assert (fmt.bits, fmt.largest, fmt.smallest_normal) == (info.bits, info.max, info.smallest_normal)
     assert fmt.spacing_at(1.0) == info.eps
 
 
 @pytest.mark.parametrize("fmt", SMALL, **names)
-def test_spacing_and_ends_from_every_number_there_is(fmt):
+def test_spacing_and_range_match_an_enumeration_of_all_numbers(fmt):
     numbers = all_numbers(fmt)
     assert (numbers[0], numbers[-1]) == (fmt.smallest_subnormal, fmt.largest)
     gaps = (numbers[1:] - numbers[:-1]).tolist()
@@ -45,7 +45,7 @@ def test_exact_integers_of_fp32():
 
 
 @pytest.mark.parametrize("fmt", IN_TORCH, **names)
-def test_rounding_is_torchs(fmt):
+def test_rounding_matches_torch(fmt):
     generator = torch.Generator().manual_seed(0)
     exponents = torch.empty(4000).uniform_(-150, 130, generator=generator).double()
     spread = torch.randn(4000, generator=generator).double() * 2.0**exponents
@@ -71,7 +71,7 @@ def test_tf32_is_fp32_with_the_lowest_13_bits_rounded():
 
 
 @pytest.mark.parametrize("fmt", FORMATS, **names)
-def test_one_plus_a_little(fmt):
+def test_lost_beside_one_is_the_largest_x_that_1_plus_x_loses(fmt):
     assert fmt.round(1 + fmt.lost_beside_one) == 1
     assert fmt.round(1 + fmt.lost_beside_one * 1.001) > 1
     assert math.isnan(fmt.spacing_at(2 * fmt.largest))

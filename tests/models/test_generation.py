@@ -1,4 +1,4 @@
-"""Draws against torch's own distributions, and what a model's own settings must not change."""
+"""Sampling against torch's own distributions, and settings of a model that must not change it."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from posttrain.models.generation import Draw, generate_ids
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 def test_a_draw_keeps_its_logprob_and_entropy(temperature):
-    """Also where tokens cannot be drawn at all."""
+    """Also where some tokens have probability 0."""
     torch.manual_seed(0)
     logits = torch.randn(6, 11) * 3
     logits[:, 4], logits[2, 5:] = -torch.inf, torch.finfo(torch.float32).min

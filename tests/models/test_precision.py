@@ -1,4 +1,4 @@
-"""What a machine trains in, what it refuses, and where the fp32 master is."""
+"""The precision that is chosen, what is refused, and which parameters have an fp32 master."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_fp16_is_refused_on_a_cpu(on_cpu):
         decide({"fp16": True})
 
 
-def test_bf16_is_decided_by_the_processor_when_nobody_says(on_cpu):
+def test_bf16_defaults_to_the_processors_support(on_cpu):
     for found in (True, False):
         on_cpu.setattr(precision, "has_bf16", lambda found=found: found)
         assert decide({"bf16": None}) == {"bf16": found, "use_cpu": True}
@@ -40,7 +40,7 @@ def test_deepspeed_on_cpu_processes(on_cpu):
         decide({"bf16": True})
 
 
-def test_what_is_trained_in_16_bits_is_named():
+def test_parameters_trained_in_16_bits_are_reported():
     import torch
 
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1))
@@ -49,7 +49,7 @@ def test_what_is_trained_in_16_bits_is_named():
     assert describe_weights(model).startswith("4 of 19 trained parameters are bfloat16 without an fp32 master")
     model[1].requires_grad_(False)
     assert describe_weights(model) is None
-    # the share that the message names, by torch's own arithmetic: no weight of bf16 takes a smaller update
+    # the share in the message, checked with torch: no smaller update changes a bf16 weight
     assert "1/512 of a weight" in describe_weights(torch.nn.Linear(1, 1).to(torch.bfloat16))
     weights = torch.arange(0x3F80, 0x4080, dtype=torch.int16).view(torch.bfloat16).float()  # every one from 1 to 4
     kept = [
@@ -69,8 +69,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_masters_of_a_bf16_run(case, tiny, pairs, preferences, tmp_path, capsys):
-    """In the recipes, whole: bf16: true computes in bf16 on fp32 weights, so that updates below a step of bf16 stay."""
+def test_bf16_runs_keep_fp32_masters(case, tiny, pairs, preferences, tmp_path, capsys):
+    """Full recipe runs: `bf16: true` computes in bf16 on fp32 weights, so updates below bf16's spacing are kept."""
     import torch
     from safetensors.torch import load_file
 

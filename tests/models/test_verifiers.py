@@ -1,4 +1,4 @@
-"""Judges score what they say, and a bad name is refused before anything is sampled."""
+"""Verifiers score as documented, and a bad name is refused before anything is sampled."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_regex_matches_the_whole_completion():
     assert [verify("p", text, ROW) for text in ("12", " 12 ", "12a", "a12")] == [1, 1, 0, 0]
 
 
-def test_a_function_of_ones_own(tmp_path, monkeypatch):
+def test_a_users_function_is_imported(tmp_path, monkeypatch):
     (tmp_path / "mine_verifier.py").write_text(
         "def length(prompt, completion, row):\n    return len(completion)\ndef bad(p, c, r):\n    return 'x'\n"
     )

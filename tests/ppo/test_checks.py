@@ -1,4 +1,4 @@
-"""What is refused, and by which message; what is not."""
+"""Settings that `PPOTrainer` refuses, with their messages, and settings that it accepts."""
 
 import pytest
 
@@ -30,6 +30,6 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path, given, launched,
 
 
 @pytest.mark.parametrize("given", [{}, {"kl_stop": 0.1}, {"critic_warmup_steps": 2}, {"fp16": True}])
-def test_each_alone_is_accepted(tmp_path, given):
+def test_each_setting_alone_is_accepted(tmp_path, given):
     check_settings(settings(tmp_path, **given), is_fsdp=False, is_deepspeed=False)
     check_settings(settings(tmp_path), is_fsdp=False, is_deepspeed=True)

@@ -1,4 +1,4 @@
-"""PPO's settings beside those of TRL's trainers."""
+"""PPO's defaults against those of TRL's trainers."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from trl import RewardConfig
 
 from posttrain.ppo import PPOConfig
 
-OF_EACH = {"learning_rate", "adam_epsilon"}  # what PPOConfig and RewardConfig say for themselves
+OF_EACH = {"learning_rate", "adam_epsilon"}  # defaults that PPOConfig and RewardConfig each set themselves
 
 
 def test_defaults_are_those_of_trls_trainers():

@@ -1,4 +1,4 @@
-"""Each finding is named when it begins, once; stop and rollback do what they say."""
+"""Each finding is reported once, when it begins; `stop` and `rollback` end training."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def watch(metrics, on_unhealthy="warn", kl_target=None):
 
 
 @pytest.mark.parametrize("name", ILL)
-def test_each_is_named_at_its_edge(name):
+def test_each_finding_is_reported_at_its_limit(name):
     sick = {**WELL, **ILL[name]}
     with pytest.warns(UserWarning, match=name):
         health = watch([WELL] * PATIENCE + [sick] * 2 * PATIENCE + [WELL] + [sick] * PATIENCE)
@@ -43,7 +43,7 @@ def test_a_healthy_run_has_no_findings():
     assert health.findings == []
 
 
-def test_with_a_target_kl_is_judged_by_it():
+def test_with_kl_target_the_limit_on_kl_depends_on_it():
     with pytest.warns(UserWarning, match="kl runaway"):
         health = watch([WELL, {**WELL, "objective/kl": 0.5}], kl_target=0.1)
     assert health.findings[0].limit == pytest.approx(0.4)
@@ -51,7 +51,7 @@ def test_with_a_target_kl_is_judged_by_it():
 
 @pytest.mark.filterwarnings("ignore:step")
 @pytest.mark.parametrize("on_unhealthy", ["stop", "rollback"])
-def test_a_run_that_leaves_its_reference_is_ended(make, on_unhealthy):
+def test_a_run_with_runaway_kl_is_ended(make, on_unhealthy):
     """A huge learning rate and no KL term: the run ends early, with `rollback` at the weights of a healthy rollout."""
     options = {"learning_rate": 0.3, "kl_coef": 1e-9, "max_steps": 40, "kl_target": 1e-3, "kl_horizon": 10**9}
     trainer = make(on_unhealthy=on_unhealthy, **options)

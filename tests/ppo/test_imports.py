@@ -1,4 +1,4 @@
-"""`PPOTrainer` is used like TRL's: to import it loads what it trains with, and no part of the pipeline around it."""
+"""Importing `PPOTrainer` loads what it trains with, and no part of the pipeline around it."""
 
 import subprocess
 import sys

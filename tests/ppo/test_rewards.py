@@ -1,4 +1,4 @@
-"""A reward adapter on the policy's base, a model of its own, functions: each gives the scores it gives alone."""
+"""Reward adapters, separate reward models and functions give the same scores in the trainer as on their own."""
 
 import pytest
 import torch
@@ -54,8 +54,8 @@ def test_two_reward_adapters_on_one_base(make, adapter, reward_adapter, tmp_path
     )
 
 
-def test_a_reward_model_that_pools_itself(make, tmp_path, tiny):
-    """BERT has a classifier, and no pad token of its own here; its padding changes nothing."""
+def test_a_reward_model_that_pools_by_itself(make, tmp_path, tiny):
+    """A BERT with a classifier and without a pad token: padding does not change its scores."""
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     tokenizer = AutoTokenizer.from_pretrained(tiny)
@@ -85,7 +85,7 @@ def test_a_stand_alone_model_reads_its_own_tokens(make, reward_adapter, tiny):
     assert got == pytest.approx(alone(model, own, PROMPTS[:4], texts()), abs=1e-5)
 
 
-def test_the_value_starts_as_the_reward_model(make, adapter, reward_adapter):
+def test_a_value_adapter_starts_with_the_reward_models_scores(make, adapter, reward_adapter):
     """The critic's first value of the last state is the score that the reward model gives there."""
     trainer = make(rewards=str(reward_adapter[0]), continued=adapter, value_mode="adapter")
     ids = torch.tensor([trainer.tokenizer("eceive -> receive")["input_ids"]])
@@ -97,7 +97,7 @@ def test_the_value_starts_as_the_reward_model(make, adapter, reward_adapter):
 
 
 def test_a_value_adapter_has_the_shape_of_the_reward_model(make, reward_adapter):
-    """And not of the policy, whose rank and scale may be others; dropout is off in all of them."""
+    """And not the policy's, whose rank and scale may differ; dropout is off in all of them."""
     trainer = make(rewards=str(reward_adapter[0]), value_mode="adapter", r=2, dropout=0.5)
     ids = torch.tensor([trainer.tokenizer("eceive -> receive")["input_ids"]])
     mask = torch.ones_like(ids)
@@ -130,7 +130,7 @@ def test_functions_get_columns_and_are_weighted(make):
     assert [trainer.tokenizer.decode(i, skip_special_tokens=True) for i in ids] == completions
 
 
-def test_what_is_no_reward_is_refused(make, tiny):
+def test_invalid_rewards_are_refused(make, tiny):
     from transformers import AutoModelForSequenceClassification
 
     with pytest.raises(ValueError, match="expected a function, a model or a folder, got 3"):
@@ -150,7 +150,7 @@ def test_what_is_no_reward_is_refused(make, tiny):
         make(rewards=short).train()
 
 
-def test_scores_are_shaped(make):
+def test_scores_are_normalised_clipped_and_penalised(make):
     trainer = make(reward_clip=1.0, missing_eos_penalty=0.5)
     raw, stopped = torch.tensor([5.0, -5.0, 0.3, 0.3]), torch.tensor([True, True, True, False])
     assert trainer.collector.shape_scores(raw, stopped, "train").tolist() == pytest.approx([1.0, -1.0, 0.3, -0.2])

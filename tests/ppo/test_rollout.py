@@ -1,11 +1,11 @@
-"""Which prompts a rollout takes, which random numbers, and how it is dealt out."""
+"""A rollout's prompts, its random numbers, and its micro-batches."""
 
 import torch
 
 from posttrain.ppo.rollout import RolloutSampler, micro_batches, uniforms
 
 
-def test_each_prompt_is_drawn_once_an_epoch_and_a_rollout_is_repeated_whole():
+def test_each_prompt_is_used_once_per_epoch_and_a_rollout_is_repeated_in_full():
     sampler = RolloutSampler(11, 4, 3, seed=1, shuffle=True)
     orders = []
     for epoch in (0, 1):
@@ -20,7 +20,7 @@ def test_each_prompt_is_drawn_once_an_epoch_and_a_rollout_is_repeated_whole():
     assert list(sampler) == rows
 
 
-def test_a_mini_batch_is_drawn_anew_each_pass_and_sorted_by_length():
+def test_mini_batches_are_reshuffled_each_pass_and_sorted_by_length():
     lengths = [5, 1, 4, 2, 8, 3, 7, 6]
     passes = [micro_batches(0, 0, epoch, lengths, 2, 2) for epoch in (0, 1)]
     for batches in passes:
@@ -33,7 +33,7 @@ def test_a_mini_batch_is_drawn_anew_each_pass_and_sorted_by_length():
     assert minis[0] != minis[1]
 
 
-def test_a_rows_random_numbers_do_not_depend_on_who_draws_it():
+def test_a_rows_random_numbers_do_not_depend_on_the_process():
     whole = uniforms(3, 1, range(4), 6)
     assert torch.equal(whole[2:], uniforms(3, 1, range(2, 4), 6))
     assert not torch.equal(whole, uniforms(3, 2, range(4), 6))

@@ -31,7 +31,7 @@ def close(a, b, tolerance=1e-6):
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("value_mode", MODES)
 @pytest.mark.parametrize("start", ["fresh", "continued"])
-def test_at_the_first_step_nothing_has_moved(make, adapter, value_mode, start, bf16):
+def test_at_the_first_step_ratio_is_1_and_kl_is_0(make, adapter, value_mode, start, bf16):
     """Ratio 1 and KL 0, also when the reference is a copy of an adapter and not the base, and under autocast."""
     trainer = make(
         value_mode=value_mode, continued=adapter if start == "continued" else None, num_ppo_epochs=1, max_steps=1,
@@ -73,7 +73,7 @@ def test_only_policy_and_critic_move(make, adapter, reward_adapter, value_mode):
 
 @pytest.mark.parametrize("micro_batch", [2, 8])
 @pytest.mark.parametrize("value_mode", MODES)
-def test_what_the_rollout_kept_is_what_the_policy_computes(make, adapter, value_mode, micro_batch):
+def test_values_kept_by_the_rollout_equal_a_forward_pass(make, adapter, value_mode, micro_batch):
     """Log-probabilities, entropies and values of the draws, against one pass over the whole rows. Rows are ragged."""
     trainer = make(
         continued=adapter, value_mode=value_mode, temperature=0.7, per_device_train_batch_size=micro_batch,
@@ -97,8 +97,8 @@ def test_what_the_rollout_kept_is_what_the_policy_computes(make, adapter, value_
         assert torch.allclose(then, now * rollout.completion_mask, atol=2e-5)
 
 
-def test_training_and_evaluation_reach_every_part(make):
-    """`train` is asked for each micro-batch, and walks where something changes."""
+def test_train_and_eval_mode_reach_every_module(make):
+    """transformers calls `train` for each micro-batch; it visits submodules only if the mode changes."""
     model = make().model
     for mode in (True, True, False, False, True):
         assert model.train(mode) is model
@@ -186,7 +186,7 @@ def graded(trainer, rollout):
     return logprobs.detach(), values.detach(), grads
 
 
-def test_policy_and_critic_side_by_side_are_what_they_are_alone(make, adapter, reward_adapter, monkeypatch):
+def test_policy_and_critic_side_by_side_equal_separate_passes(make, adapter, reward_adapter, monkeypatch):
     trainer = make(continued=adapter, rewards=str(reward_adapter[0]), value_mode="adapter")
     rollout, passes = first_rollout(trainer), []
     together = trainer.model._forward_side_by_side
@@ -199,7 +199,7 @@ def test_policy_and_critic_side_by_side_are_what_they_are_alone(make, adapter, r
 
 
 def test_checkpointing_that_the_policy_brings_changes_nothing(make, adapter, reward_adapter, monkeypatch):
-    """Its blocks, too, are recomputed in their role, from the first update on: that of a run resumed in a rollout."""
+    """Blocks are recomputed with the right adapter also in the first update of a run resumed within a rollout."""
     from transformers import AutoModelForCausalLM
 
     options = {"continued": adapter, "rewards": str(reward_adapter[0]), "value_mode": "adapter"}
@@ -267,8 +267,8 @@ def test_steps_are_epochs_times_mini_batches(make):
 
 
 @pytest.mark.parametrize("value_mode", MODES)
-def test_a_resumed_run_is_the_same_run(make, tmp_path, value_mode):
-    """Whatever the place of the checkpoint."""
+def test_a_resumed_run_equals_the_uninterrupted_one(make, tmp_path, value_mode):
+    """Wherever the checkpoint is."""
     options = {
         "value_mode": value_mode, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
         "num_mini_batches": 2, "max_steps": 15, "kl_target": 0.05, "reward_normalization": True,
@@ -284,7 +284,7 @@ def test_a_resumed_run_is_the_same_run(make, tmp_path, value_mode):
         assert again.health.state_dict() == whole.health.state_dict()
 
 
-def test_full_fine_tuning_has_models_of_its_own(make):
+def test_full_fine_tuning_has_separate_models(make):
     trainer = make(peft=False, value_mode="model", learning_rate=1e-3)
     reference = copy.deepcopy(trainer.model.reference_model.state_dict())
     trainer.train()
@@ -304,7 +304,7 @@ def test_too_few_prompts_are_refused(make):
         make(per_device_train_batch_size=16)
 
 
-def test_past_the_kl_stop_a_rollout_is_left(make):
+def test_past_kl_stop_the_rest_of_a_rollout_is_skipped(make):
     trainer = make(kl_stop=1e-12, num_ppo_epochs=4, max_steps=4)
     at = []
     step = trainer.training_step
@@ -322,7 +322,7 @@ def test_past_the_kl_stop_a_rollout_is_left(make):
 
 
 @pytest.mark.parametrize("value_mode", MODES)
-def test_the_critics_warm_up_leaves_the_policy_alone(make, value_mode):
+def test_critic_warmup_leaves_the_policy_unchanged(make, value_mode):
     trainer = make(critic_warmup_steps=4, value_mode=value_mode, weight_decay=0.1)
     before = tensors(trainer)
     trainer.train()
@@ -332,7 +332,7 @@ def test_the_critics_warm_up_leaves_the_policy_alone(make, value_mode):
     assert trainer.model.value_head.weight.abs().max() > 0
 
 
-def test_a_date_is_a_seed(make):
+def test_a_large_seed_such_as_a_date_is_accepted(make):
     assert not close(trained_by(make(seed=20261124)), trained_by(make(seed=20261125)))
 
 
@@ -346,7 +346,7 @@ def test_evaluation_draws_the_same_each_time(make):
     assert trainer.rollout is None
 
 
-def test_evaluation_leaves_training_alone(make):
+def test_evaluation_does_not_change_training(make):
     plain, evaluated = make(), make(eval_strategy="steps", eval_steps=1)
     assert close(trained_by(evaluated), trained_by(plain), 0)
     assert sum("eval_loss" in log for log in evaluated.state.log_history) == 4
@@ -386,7 +386,7 @@ def test_some_completions_are_kept_to_be_read(make):
         assert d["score"] == d["rewards/count_e"] == count_e(None, [text])[0]
 
 
-def test_what_it_shows_to_whoever_tracks_it(make):
+def test_completions_findings_and_passes_for_trackers(make):
     trainer = make(num_ppo_epochs=4)
     assert all(isinstance(trainer, what) for what in (WatchesItself, DrawsCompletions, DescribesWork, TrainsPolicy))
     assert trained_model(trainer) is trainer.model.policy
@@ -398,8 +398,8 @@ def test_what_it_shows_to_whoever_tracks_it(make):
     assert [finding.name for finding in trainer.findings] == ["kl runaway"]
 
 
-def test_it_learns(make):
-    """Completions with more of a letter, three seeds."""
+def test_ppo_raises_the_reward(make):
+    """Three seeds learn completions with more of one letter."""
     for seed in (1, 2, 3):
         trainer = make(seed=seed, num_train_epochs=10, max_steps=-1, kl_coef=0.0)
         trainer.train()

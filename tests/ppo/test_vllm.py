@@ -1,4 +1,4 @@
-"""vLLM itself needs a GPU; here, that it is asked for honestly, and that handing weights over leaves none behind."""
+"""Without vLLM, which needs a GPU: it is refused here, and handing weights to it does not change the base."""
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from posttrain.ppo.vllm import kept_base_weights
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_it_is_refused_where_it_cannot_run(make):
+def test_vllm_is_refused_without_cuda_or_the_package(make):
     with pytest.raises(ValueError, match="use_vllm: it needs a CUDA device"):
         make(use_vllm=True)
 
 
-def test_merging_for_the_hand_over_leaves_the_base_as_it_was(make, adapter):
+def test_merging_for_vllm_leaves_the_base_unchanged(make, adapter):
     """Twenty merges in bf16; without the copy they change the base."""
     model = make(continued=adapter).model
     model.policy.to(torch.bfloat16)

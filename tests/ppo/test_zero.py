@@ -48,13 +48,13 @@ def distance(a: Path, b: Path) -> float:
 
 @pytest.mark.parametrize("zero", ["zero2", "zero3"])
 @pytest.mark.parametrize("name", ["head", "adapter"])
-def test_two_processes_are_one_and_a_resumed_run_is_whole(one, two, adapter, zero, name):
+def test_two_processes_equal_one_and_a_resumed_run_the_uninterrupted_one(one, two, adapter, zero, name):
     assert distance(one / f"{name}-whole", adapter) > 1e-3
     assert distance(two / zero / f"{name}-whole", one / f"{name}-whole") < 1e-5
     assert distance(two / zero / f"{name}-resumed", two / zero / f"{name}-whole") == 0
 
 
 @pytest.mark.parametrize("zero", ["zero2", "zero3"])
-def test_a_rollback_restores_what_is_split(one, two, adapter, zero):
+def test_a_rollback_restores_partitioned_parameters(one, two, adapter, zero):
     assert distance(one / "rollback-whole", adapter) == 0
     assert distance(two / zero / "rollback-whole", adapter) == 0

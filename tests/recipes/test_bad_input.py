@@ -1,4 +1,4 @@
-"""Rubbish, as a user feeds it: exit code 2, one message that says what to change, no traceback, nothing written."""
+"""Bad input from a user: exit code 2, one message that says what to change, no traceback, nothing written."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The recipes as a user runs them, on a tiny model: SFT, then a reward model and DPO from it, then rubbish."""
+"""The recipes as a user runs them, on a tiny model: SFT, then a reward model and DPO from it, then bad input."""
 
 import json
 import shutil
@@ -203,7 +203,7 @@ def test_a_directory_that_is_taken(sft, pairs, tiny):
 
 
 def test_resume_equals_the_uninterrupted_run(tiny, pairs, tmp_path):
-    """Cut off after a checkpoint (the later one truncated, as a kill in a save leaves it): the same tensors."""
+    """Killed after a checkpoint, with a truncated later one as a kill during a save leaves it: the same tensors."""
     from safetensors.torch import load_file
 
     arguments = [

@@ -1,4 +1,4 @@
-"""A disk that fills up, as a small tmpfs: refused before training, or stopped in a save and gone on with later."""
+"""A disk that is too small (a small tmpfs): refused before training, or filled by a save and resumed later."""
 
 import os
 

@@ -51,7 +51,7 @@ def test_kill_9_in_every_stage_and_the_same_command_again(chain, tmp_path):
 
 
 def was_cut_off(chain, stage_dir, wait_s):
-    """Start the chain, kill all of it `wait_s` after the stage has begun; whether that came before its end."""
+    """Start the chain, kill it `wait_s` after the stage has begun; return whether that was before the stage's end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "posttrain.cli", "run", str(chain)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -1,4 +1,4 @@
-"""The recipe `ner` as a user runs it: files as they are found on the web, rubbish, a tagger at the end."""
+"""The recipe `ner` as a user runs it: file formats found on the web, bad input, the resulting tagger."""
 
 import json
 import subprocess
@@ -78,7 +78,7 @@ def test_the_command_prints_entities(tagger, tmp_path, forked_processes):
     assert rows[0]["entities"][0]["text"] == "Ada Lovelace"
 
 
-def test_what_is_no_tagger(tiny, tmp_path):
+def test_a_run_that_is_no_tagger_is_refused(tiny, tmp_path):
     with pytest.raises(ArtifactError, match="not a model's folder"):
         load_tagger(tmp_path)
     with pytest.raises(ArtifactError, match="is LlamaForCausalLM, not a token-classification model"):
@@ -139,8 +139,8 @@ TYPES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_as_they_are_found(name, tiny_bert, tmp_path):
-    """Trained to know the file by heart: what was read is what was meant."""
+def test_files_in_formats_found_on_the_web(name, tiny_bert, tmp_path):
+    """Trained to memorise the file: F1 shows whether it was read as meant."""
     file = tmp_path / FILES[name][0]
     file.write_text(FILES[name][1], encoding="utf-8")
     run_here(
@@ -177,7 +177,7 @@ def test_a_long_sentence_is_windowed_and_no_entity_is_lost(tiny_bert, tmp_path, 
     assert lineage(tmp_path / "cut")["metrics"]["f1"] < 1.0  # what was cut counts as missed
 
 
-def test_a_resumed_run_is_the_uninterrupted_run(tiny_bert, tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_run(tiny_bert, tmp_path):
     import shutil
 
     from safetensors.torch import load_file
@@ -265,8 +265,8 @@ def test_a_sentence_without_a_token_leaves_the_loss_finite(tiny_bert, tmp_path):
     assert all(0 < r["train/loss"] < 10 for r in logs if "train/loss" in r)
 
 
-def test_accumulated_batches_are_one_batch(tiny_bert, tmp_path):
-    """The first loss and gradient of 6 rows, at once and as 3 x 2: transformers mistakes BERT's mean for a sum."""
+def test_accumulated_batches_equal_one_batch(tiny_bert, tmp_path):
+    """First loss and gradient of 6 rows at once and as 3 x 2: transformers would take BERT's mean loss for a sum."""
     file = write_conll(tmp_path / "all.conll", [SENTENCES[1]] * 6)
     first = []
     for rows, times in ((6, 1), (2, 3)):
@@ -305,8 +305,8 @@ def test_bad_input_leaves_with_code_2_and_no_traceback(tiny_bert, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_demo_says_nothing_twice(tmp_path):
-    """Names and templates of the splits are apart; a name of the test is in no training sentence."""
+def test_the_demos_splits_share_no_names_or_templates(tmp_path):
+    """No name or template is in two splits; no test name is in a training sentence."""
     from posttrain.demo.entities import make_sentences
     from posttrain.ner.tags import spans
 

@@ -98,7 +98,7 @@ def test_a_merged_policy_takes_the_reward_model_as_one_of_its_own(sft, reward, d
         "ppo", "--inputs.policy", sft, "--inputs.reward", reward, "--train_file", data, "--adapter.start", "merge",
         "--output_dir", tmp_path / "ppo", *PPO[:-1], "2",
     )  # fmt: skip
-    assert "a model of its own: it is no adapter of the weights that this policy stands on" in done.stdout
+    assert "loaded as a separate model: its adapter is not on the weights under the policy's" in done.stdout
     assert all(g["passed"] for g in lineage(tmp_path / "ppo")["gates"])
 
 
@@ -111,7 +111,7 @@ def one_process(sft, reward, data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("config", ["ddp.yaml", "zero3.yaml"])
-def test_two_processes_are_one(one_process, tmp_path, config):
+def test_two_processes_equal_one(one_process, tmp_path, config):
     """From the input policy to a stage that is complete; tests/ppo/test_zero.py has more of ZeRO."""
     common, one = one_process
     file = ROOT / "accelerate_configs" / config
@@ -125,8 +125,8 @@ def test_two_processes_are_one(one_process, tmp_path, config):
     assert lineage(tmp_path / "two")["world_size"] == 2
 
 
-def test_kill_9_and_the_same_command_again(sft, reward, tmp_path, data):
-    """In a rollout, in an update, in a save; the reward function of the test says where the run is."""
+def test_kill_9_and_the_same_command_again_equal_the_uninterrupted_run(sft, reward, tmp_path, data):
+    """Killed in a rollout, in an update, in a save; the test's reward function shows where the run is."""
     marks = tmp_path / "marks"
     marks.mkdir()
     (tmp_path / "judge.py").write_text(
@@ -192,7 +192,7 @@ def test_kill_9_and_the_same_command_again(sft, reward, tmp_path, data):
         (["--verifier", "exact_match", "--lam", "1.5"], "lam must be at least 0 and at most 1, got 1.5"),
     ],
 )
-def test_what_does_not_fit_is_refused(sft, data, tmp_path, arguments, message):
+def test_rewards_and_rows_that_do_not_fit_are_refused(sft, data, tmp_path, arguments, message):
     arguments = [str(sft) if a == "SFT" else a for a in arguments]
     done = run_recipe(
         "ppo", "--inputs.policy", sft, "--train_file", data, "--output_dir", tmp_path / "o", *arguments, expect=2

@@ -1,4 +1,4 @@
-"""A real Slurm cluster on one machine, for root: slurmctld, and each slurmd in a network of its own.
+"""A real Slurm cluster on one machine (needs root): slurmctld, and each slurmd in its own network namespace.
 
     with Cluster(Path("/tmp/slurm")) as cluster:
         subprocess.run(["srun", "-N2", "hostname"], env={**os.environ, **cluster.env})
@@ -25,7 +25,7 @@ CONTROLLER = f"{NETWORK}.254"
 
 
 def missing() -> str | None:
-    """Why a cluster cannot be had here, in words; None where it can."""
+    """The reason why a cluster cannot run here; None if it can."""
     if os.geteuid() != 0:
         return "it needs root, for network namespaces"
     absent = [p for p in PROGRAMS if shutil.which(p) is None]
@@ -35,7 +35,7 @@ def missing() -> str | None:
 
 
 def wait_until(condition: Callable[[], object], what: str, limit_s: float = 120) -> None:
-    """Look again and again; the limit is for a machine that is busy with other things."""
+    """Poll until the condition holds; the limit is generous, for a busy machine."""
     end = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() > end:

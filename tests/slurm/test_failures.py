@@ -36,7 +36,7 @@ def disk(cluster):
         yield resize
 
 
-def test_a_first_stage_that_fails_and_the_way_on_from_there(cluster, write_chain, disk):
+def test_a_failed_stage_cancels_its_dependents_and_can_be_submitted_again(cluster, write_chain, disk):
     """A disk too small for the first stage, then a broken row for the second; each mended, and submitted again."""
     out = disk("400k") / "runs"
     (out.parent / "ballast").write_bytes(b"x" * 200 * 1024)
@@ -74,8 +74,8 @@ def test_a_first_stage_that_fails_and_the_way_on_from_there(cluster, write_chain
     assert {row.state for row in statuses(chain).values()} == {"complete"}
 
 
-def test_a_rank_that_fails_is_shown_and_starts_again_so_often(cluster, write_chain, monkeypatch):
-    """A judge that fails on the second node only: one more start, as `max_failures` says, and no third."""
+def test_a_failing_rank_is_shown_and_requeued_up_to_max_failures(cluster, write_chain, monkeypatch):
+    """A verifier that fails on the second node only: one requeue, as `max_failures` says, and no second one."""
     chain = write_chain({"sample": ""}, launch=", max_failures: 1")
     edit(chain.parent / "sample.yaml", "verifier: 'regex:[a-m].*'", "verifier: 'ill:judge'")
     model = re.search(r"model_name_or_path: .*", (chain.parent / "sft.yaml").read_text())[0]

@@ -1,4 +1,4 @@
-"""Chains that run on two real nodes: undisturbed, and through all that a cluster does to a job."""
+"""Chains on two real nodes: undisturbed, and with everything that a cluster may do to a job."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ STAGES = {
     "dpo": ", inputs: {policy: sft}",
     "ppo": ", inputs: {policy: sft, reward: reward}",
 }
-STEPS_AN_EPOCH = 3  # 12 rows, 2 a process, 2 processes
+STEPS_PER_EPOCH = 3  # 12 rows, 2 per process, 2 processes
 DDP = ROOT / "accelerate_configs" / "ddp.yaml"
 
 
@@ -56,7 +56,7 @@ def result(runs: Path, stage: str) -> bytes:
 
 def last_step(first_asked: int) -> int:
     """The step after which a run stops that is asked to before the end of `first_asked`: none that ends an epoch."""
-    return first_asked + (first_asked % STEPS_AN_EPOCH == 0)
+    return first_asked + (first_asked % STEPS_PER_EPOCH == 0)
 
 
 def jobs_of(chain: Path) -> dict[str, str]:
@@ -68,7 +68,7 @@ def state_of(cluster: Cluster, job: str) -> str:
 
 
 def finished(cluster: Cluster, chain: Path, stage: str) -> bool:
-    """Whether a stage's job is complete; anything else that it could have ended as fails at once, with its logs."""
+    """Whether a stage's job is complete. If it ended in any other state, fail at once and show its logs."""
     state = state_of(cluster, jobs_of(chain)[stage])
     assert state in ("PENDING", "RUNNING", "COMPLETING", "COMPLETED"), posttrain("status", chain)
     return state == "COMPLETED"
@@ -184,7 +184,7 @@ class Disturbed:
         self.wait(lambda: self.started(count), f"the ranks of start {count} are up")
 
 
-def test_whatever_happens_to_a_job_it_ends_as_the_undisturbed_one(cluster, write_chain, reference):
+def test_a_disturbed_chain_ends_as_the_undisturbed_one(cluster, write_chain, reference):
     """USR1 at three moments, a time limit, a dead slurmd, a dead node; then a finished chain with the same tensors."""
     long, short = ", launch: {slurm: {signal_s: 1800}}", ", launch: {slurm: {signal_s: 120}}"
     chain = write_chain({"sft": long, "dpo": f"{STAGES['dpo']}{short}"})

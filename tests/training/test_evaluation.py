@@ -81,14 +81,14 @@ def test_exact_match_counts_what_is_right(model):
 
 
 def answers_of(*scores, samples=2):
-    """Answers that are right as often as `scores` say: 1, 0, or right in some of the samples."""
+    """Answers with these scores: 1 is right, 0 wrong, in between a share of right samples."""
     return [
         Answer(f"p{i}", "a", "a" if greedy else "b", True, ["a"] * right + ["b"] * (samples - right))
         for i, (greedy, right) in enumerate(scores)
     ]
 
 
-def test_a_change_is_the_paired_one():
+def test_the_interval_of_a_change_is_paired():
     """Greedy against the interval from discordant counts (Agresti, 2013, 11.1.1); sampled against a bootstrap."""
     import numpy as np
 
@@ -122,8 +122,8 @@ def test_answers_compare_on_the_same_rows_only(tmp_path):
     assert not comparable(answers, answers_of((1, 1), (0, 0), samples=1))
 
 
-def test_samples_share_their_prompts_work_and_nothing_else(model):
-    """Nearly greedy draws from prompts of different lengths are the greedy completions, each of the samples."""
+def test_samples_of_a_prompt_share_only_its_prefill(model):
+    """Every sample at a temperature near 0 is the greedy completion, for prompts of different lengths."""
     prompts = ["eceive ->", "a", "friend their until ->", "x y", "eird ->"]
     greedy = generate(*model, prompts, max_new_tokens=5, batch_size=2)
     drawn = generate(*model, prompts, max_new_tokens=5, batch_size=6, temperatures=[0.0, 1e-4, 1e-4], seed=7)
@@ -163,7 +163,7 @@ def test_top_p_never_leaves_the_nucleus(model):
     assert found <= nucleus
 
 
-def test_a_models_own_generation_settings_are_left_aside(model):
+def test_a_models_own_repetition_penalty_is_ignored(model):
     net, tokenizer = model
     expected = generate(net, tokenizer, ["friend their until ->"], max_new_tokens=6, batch_size=1)
     own = net.generation_config.repetition_penalty

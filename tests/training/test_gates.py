@@ -18,7 +18,7 @@ def test_require_names_every_failed_number(tmp_path):
     assert text.count("must be") == 2
 
 
-def test_same_outputs_is_as_strict_as_the_format():
+def test_the_tolerance_of_same_outputs_depends_on_the_format():
     assert gates.same_outputs("x", [1.0], [1.0005], dtype="float32").passed
     assert not gates.same_outputs("x", [1.0], [1.01], dtype="float32").passed
     assert gates.same_outputs("x", [1.0], [1.01], dtype="bfloat16").passed
@@ -26,7 +26,7 @@ def test_same_outputs_is_as_strict_as_the_format():
         gates.same_outputs("x", [1.0], [1.0, 2.0], dtype="float32")
 
 
-def test_probe_logprobs_are_those_of_the_loss(tiny):
+def test_probe_logprobs_match_the_cross_entropy_loss(tiny):
     """Oracle: transformers' own cross entropy over the same tokens."""
     import torch
     from transformers import AutoModelForCausalLM

@@ -18,7 +18,7 @@ def test_the_commonest_mistake_comes_first():
     assert pairs == [("right", "often"), ("right", "rare")]
 
 
-def test_what_was_cut_or_empty_is_never_chosen():
+def test_truncated_or_empty_completions_are_never_chosen():
     assert best_against_worst(drawn("cut", "other", cut=["cut"]), [1, 0]) == []
     assert best_against_worst(drawn("other", "cut", cut=["cut"]), [1, 0]) == [("other", "cut")]
     assert best_against_worst(drawn(" ", "b"), [1, 0]) == []

@@ -1,4 +1,4 @@
-"""Every private part of another library that is used is still there, and used in `posttrain.upstream` alone."""
+"""Every private part of another library that we use still exists, and is used in `posttrain.upstream` only."""
 
 import ast
 import inspect
@@ -28,7 +28,7 @@ OVERRIDDEN = {
     f"{path}.{name}": expected for path, names in upstream.OVERRIDDEN.items() for name, expected in names.items()
 }
 FUNCTIONS = [*OVERRIDDEN.items(), *upstream.CALLED.items(), *upstream.REPLACED.items()]
-# What a class of ours may use of a base of theirs, by name.
+# Private names of a library's base class that our subclasses may use.
 LISTED = {path.rpartition(".")[2] for path, _ in FUNCTIONS} | {
     n for names in upstream.ATTRIBUTES.values() for n in names
 }
@@ -61,7 +61,7 @@ def private_names_of(path):
 
 
 @pytest.mark.parametrize(("path", "expected"), FUNCTIONS, ids=[path for path, _ in FUNCTIONS])
-def test_a_function_takes_the_parameters_that_we_know(path, expected):
+def test_private_functions_have_the_expected_parameters(path, expected):
     function = find(path)
     if path == "peft.tuners.lora.Linear.forward":  # another test may have put ours in its place
         function = getattr(find("peft.tuners.lora.Linear"), "peft_forward", function)
@@ -69,12 +69,12 @@ def test_a_function_takes_the_parameters_that_we_know(path, expected):
 
 
 @pytest.mark.parametrize("path", upstream.ATTRIBUTES)
-def test_an_attribute_is_named_where_we_look_for_it(path):
+def test_private_attributes_exist_in_the_source(path):
     assert [n for n in upstream.ATTRIBUTES[path] if not re.search(rf"\b{re.escape(n)}\b", source_of(path))] == []
 
 
 @pytest.mark.parametrize("path", upstream.LACKING)
-def test_what_we_add_is_still_lacking(path):
+def test_upstream_still_lacks_what_we_add(path):
     assert [n for n in upstream.LACKING[path] if re.search(rf"\b{n}\b", source_of(path))] == []
 
 
@@ -98,7 +98,7 @@ IMPORTS = sorted({path for _, tree in trees() for path in imported(tree).values(
 
 
 @pytest.mark.parametrize("path", IMPORTS)
-def test_what_is_imported_is_there(path):
+def test_imported_names_exist(path):
     module, _, name = path.rpartition(".")
     if module.startswith("trl.generation"):
         pytest.importorskip("vllm")
@@ -178,13 +178,13 @@ def is_method(name):
 
 
 @pytest.mark.parametrize("file", [file for file, _ in trees() if not file.startswith("upstream/")])
-def test_private_names_of_others_are_used_in_upstream_alone(file):
+def test_private_names_of_others_are_used_only_in_upstream(file):
     tree = ast.parse((SRC / file).read_text(encoding="utf-8"))
     found = [f"line {line}: {name}" for line, name in foreign_names(file, tree) if (file, name) not in ALLOWED]
     assert not found, f"{file} uses these; posttrain/upstream is their place: {found}"
 
 
-def test_what_is_allowed_is_used():
+def test_every_exception_is_needed():
     used = {(file, name) for file, tree in trees() for _, name in foreign_names(file, tree)}
     assert ALLOWED.keys() <= used
 
@@ -206,5 +206,5 @@ def test_what_is_allowed_is_used():
          "_created_lr_scheduler"),
     ],
 )  # fmt: skip
-def test_a_private_name_is_found(line, name):
+def test_the_search_finds_private_names(line, name):
     assert name in [found for _, found in foreign_names("file.py", ast.parse(line))]

@@ -1,6 +1,6 @@
-"""Adapters: one switch for every PEFT method; made fresh, taken over from the stage before, merged away.
+"""Adapters: every PEFT method by one key; created, continued from the stage before, merged.
 
-The names are imported when they are first asked for: `import peft` loads `adapters.bottleneck`, and with it this file.
+Names are imported on first use, because `import peft` loads `adapters.bottleneck` and with it this file.
 """
 
 import importlib

@@ -1,7 +1,8 @@
-"""AdaLoRA's schedule (Zhang et al., 2023): it begins when training does, and moves after every optimizer step.
+"""AdaLoRA's schedule and penalty (Zhang et al., 2023), which PEFT leaves to the training loop.
 
-PEFT leaves the call to the training loop. Without it every rank is kept: LoRA with another parametrisation. The penalty
-that keeps both factors near orthogonal would be in a tagger's loss alone (`penalise`).
+The schedule is set when training begins and advances after every optimizer step. Without it every rank is kept: LoRA
+with another parametrisation. The penalty that keeps both factors near orthogonal reaches only a tagger's loss by itself
+(`penalise`).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
-WARMUP, FINAL = 0.1, 0.3  # shares of the steps before ranks are cut, and after
+WARMUP, FINAL = 0.1, 0.3  # shares of all steps: before ranks are cut, and after
 
 
 def allocation(trainer: "Trainer") -> Any:
-    """The callback that shares ranks out. Raises ConfigError under DeepSpeed, and for a run of a single step."""
+    """The callback that allocates ranks. Raises ConfigError under DeepSpeed, and for a run of a single step."""
     from transformers import TrainerCallback
 
     from ..errors import ConfigError
@@ -32,7 +33,7 @@ def allocation(trainer: "Trainer") -> Any:
         ) -> None:
             if state.max_steps < 2:
                 raise ConfigError(
-                    "this run has one step, and adalora shares ranks out by the one before: more rows or max_steps"
+                    "this run has one step, and adalora allocates ranks by the step before: more rows or max_steps"
                 )
             config = self.adapted(model).peft_config["default"]
             config.total_step = state.max_steps
@@ -56,10 +57,10 @@ def allocation(trainer: "Trainer") -> Any:
 
 
 def penalise(trainer: "Trainer") -> None:
-    """Add AdaLoRA's penalty to `trainer`'s loss while it trains, once, whatever that loss is made from.
+    """Add AdaLoRA's penalty once to `trainer`'s training loss, however that loss is computed.
 
-    PEFT adds it to the loss that a model returns, and so to a tagger's alone: DPO's and a reward model's are made from
-    its outputs, and TRL's fused head calls past PEFT. So PEFT's own is weighed with 0.
+    PEFT adds it to the loss that a model returns, which only a tagger uses: DPO's and a reward model's loss are
+    computed from the outputs, and TRL's fused head bypasses PEFT's forward. So PEFT's own penalty gets the weight 0.
     """
     import torch
 
@@ -76,7 +77,7 @@ def penalise(trainer: "Trainer") -> None:
         if model.training:
             with torch.autocast(loss.device.type, enabled=False):
                 penalty = weight * distance_from_orthogonal(adapted)
-            # A loss over a whole step's tokens is a sum of its micro-batches' shares; another one is averaged later.
+            # A loss normalised by the step's tokens is summed over micro-batches; any other is averaged later.
             is_share = trainer.compute_loss_func is not None or (
                 trainer.model_accepts_loss_kwargs and kwargs.get("num_items_in_batch") is not None
             )

@@ -1,11 +1,11 @@
-"""The bottleneck adapter (Houlsby et al., 2019), as a PEFT method of its own.
+"""The bottleneck adapter (Houlsby et al., 2019), as a PEFT method.
 
     y = f(x);  y + W_up gelu(W_down y + b_down) + b_up
 
-behind the output projections of attention and of the feed-forward block, before the residual is added: Houlsby's
-sequential adapter. `W_up` and `b_up` start at zero. Non-linear, so it cannot be merged. PEFT 0.21 has none,
-and the package `adapters` is pinned to an old transformers. Left out: Houlsby's layer norms
-are not trained with it (`modules_to_save` can name them).
+It follows the output projections of attention and of the feed-forward block, before the residual is added: Houlsby's
+sequential adapter. `W_up` and `b_up` start at zero. It is non-linear, so it cannot be merged. PEFT 0.21 has no such
+method, and the package `adapters` is pinned to an old transformers. Unlike Houlsby's, layer norms are not trained with
+it (`modules_to_save` can name them).
 
 A saved adapter is an ordinary PEFT directory; `import posttrain` makes plain PEFT able to load it.
 """
@@ -22,7 +22,7 @@ from ..upstream.peft import register_method
 BOTTLENECK = "BOTTLENECK"
 PREFIX = "bottleneck_"
 
-# Where a block's two sub-layers end, by `model_type`; another model names its own in `target_modules`.
+# The output projections of a block's two sub-layers, by `model_type`; for other models, set `target_modules`.
 _LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 _LIKE_BERT = ("bert", "roberta", "xlm-roberta", "electra")
 
@@ -73,7 +73,7 @@ class BottleneckLayer(BaseTunerLayer, nn.Module):  # type: ignore[misc]
         """Add an adapter. W_down is drawn as torch draws a linear layer; W_up and b_up are zero."""
         width = self.get_base_layer().out_features
         if width < config.reduction_factor:
-            raise ValueError(f"reduction_factor {config.reduction_factor} leaves nothing of {width} features")
+            raise ValueError(f"reduction_factor {config.reduction_factor} is larger than the layer's {width} features")
         size = width // config.reduction_factor
         self.reduction_factor[adapter_name] = config.reduction_factor
         self.bottleneck_down[adapter_name] = nn.Linear(width, size)

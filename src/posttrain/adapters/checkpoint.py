@@ -1,9 +1,10 @@
-"""Checkpoints of adapters whose PEFT files do not hold all that is trained.
+"""Checkpoints of adapters whose PEFT files do not contain everything that is trained.
 
-Of virtual tokens PEFT saves what their encoder gives, not the encoder; of AdaLoRA the ranks that are left, and not what
-the next cut is decided by. Neither can be trained on. Such a run's checkpoint has one file more, to resume from:
+For virtual tokens PEFT saves the encoder's output, not the encoder; for AdaLoRA it saves the remaining ranks, not the
+importance scores that the next cut needs. Training cannot continue from either. So checkpoints of such runs have one
+more file, which is used to resume:
 
-    trained.safetensors    every trained parameter by name, and AdaLoRA's importance of each
+    trained.safetensors    every trained parameter by name, and AdaLoRA's importance scores
 """
 
 from pathlib import Path
@@ -22,7 +23,7 @@ _ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def keep_all_that_is_trained(trainer: "Trainer") -> None:
-    """Make `trainer` write and read TRAINED where PEFT's own files are not enough; leave any other alone."""
+    """Make `trainer` write TRAINED and resume from it if PEFT's own files are not enough; else do nothing."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not hasattr(model, "peft_config") or not (is_prompt_learning(model) or hasattr(model, "rankallocator")):
         return

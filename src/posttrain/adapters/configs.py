@@ -1,4 +1,4 @@
-"""`adapter` settings as PEFT configurations: what each method is given, in one place."""
+"""The PEFT configuration of each method, from a stage's `adapter` settings."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,13 +26,13 @@ def peft_config(settings: AdapterSettings, *, task: str, base: str) -> Any | Non
     with_layers = {**common, "target_modules": targets, "modules_to_save": settings.modules_to_save}
     everywhere = targets == ALL_LINEAR or (targets is None and settings.method not in _OWN_TARGETS)
     if task == "TOKEN_CLS" and everywhere and settings.method not in ("vera", "ln_tuning"):
-        # The head is trained whole; an adapter on it too crashes PEFT.
+        # The head is trained in full; PEFT crashes if it has an adapter too.
         with_layers["exclude_modules"] = ["classifier", "score"]
     return _MAKERS[settings.method](settings, common, with_layers)
 
 
 def fill_targets(config: Any | None, model: "PreTrainedModel") -> None:
-    """Name in `config` what depends on the model, and what PEFT does not know by itself."""
+    """Fill in `target_modules` where it depends on the model and PEFT has no default."""
     from torch.nn import Linear
 
     if config is None or getattr(config, "target_modules", None) not in (None, ALL_LINEAR):
@@ -46,7 +46,7 @@ def fill_targets(config: Any | None, model: "PreTrainedModel") -> None:
         config.target_modules = set(linear)
 
 
-# Methods whose default targets PEFT, or we, know by the model's type; the others adapt every linear layer.
+# Methods with default targets per model type, PEFT's or ours; the others adapt every linear layer.
 _OWN_TARGETS = ("ia3", "ln_tuning", "bottleneck")
 
 
@@ -65,9 +65,9 @@ def _lora(**special: Any) -> Callable[..., Any]:
 
 
 def _adalora(s: AdapterSettings, common: Mapping[str, Any], with_layers: Mapping[str, Any]) -> Any:
-    """Begins with half as many ranks again as `r` and ends with `r` on average, as in the paper's experiments.
+    """Starts with ranks of 1.5 x `r` and ends with `r` on average, as in the paper's experiments.
 
-    The schedule's length is set when training begins, and known then (`adapters/adalora.py`).
+    The schedule's length is set when training begins (`adapters/adalora.py`); `total_step` is a placeholder.
     """
     from peft import AdaLoraConfig
 

@@ -1,10 +1,10 @@
 """How a stage starts from another stage's adapter (`adapter.start`), and how a run's model is loaded again.
 
-    continue  the same adapter is trained on; DPO's reference is a frozen copy of it (TRL's "ref" adapter)
-    merge     the adapter is added into the base, a fresh one is trained on that; the reference is "adapters off"
+    continue  the same adapter is trained further; DPO's reference is a frozen copy of it (TRL's "ref" adapter)
+    merge     the adapter is merged into the base and a fresh one is trained; the reference has no adapter
 
-Which method can do which is in methods.py. Adapter files are ordinary PEFT directories. A run that merged needs its
-parent to be loaded; `load_policy` follows the lineage.
+`config/peft_methods.py` says which method can do which. Adapter files are ordinary PEFT directories. A run that merged
+its parent needs the parent when it is loaded; `load_policy` follows the lineage.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ def load_policy(
     dequantize: bool = False,
     model_settings: ModelSettings | None = None,
 ) -> Any:
-    """The model that a run made, verified: base, merged ancestors, and the run's adapter as "default".
+    """A run's model, verified: base, merged ancestors, and the run's adapter as "default".
 
     `dequantize` turns a 4-bit base into plain weights before the adapter is attached.
-    Raises ArtifactError when anything on the way is missing, altered or on another base.
+    Raises ArtifactError when the run or an ancestor is missing, altered or on another base.
     """
     lineage = verify(run_dir)
     settings = model_settings or _settings(lineage)
@@ -45,7 +45,7 @@ def load_policy(
     if lineage.kind == "model":
         return load_base(str(run_dir / MODEL), settings, task=task, labels=labels)
     if lineage.kind != "adapter":
-        raise ArtifactError(f"{run_dir} holds {lineage.kind}, not a model; choose the run of a training stage")
+        raise ArtifactError(f"{run_dir} contains {lineage.kind}, not a model; choose the run of a training stage")
     model = _load_adapter_base_of(run_dir, lineage, settings, task)
     if dequantize and getattr(model, "is_loaded_in_4bit", False):
         model = model.dequantize()
@@ -54,7 +54,7 @@ def load_policy(
 
 
 def _load_adapter_base_of(run_dir: Path, lineage: Lineage, settings: ModelSettings, task: str) -> Any:
-    """What a run's adapter sits on."""
+    """The model under a run's adapter."""
     parent = lineage.parents.get("policy")
     policy_dir = resolve_parent(run_dir, parent["path"]) if parent else None
     labels = lineage.metrics.get("labels", ())
@@ -70,7 +70,7 @@ def load_adapter_base(
     task: str,
     labels: Sequence[str] = (),
 ) -> Any:
-    """What an adapter sits on: the base, or the policy that was merged into it or trained in full."""
+    """The model under an adapter: the base, alone or with a merged policy, or a policy that was trained in full."""
     if policy_dir is not None and start == "merge":
         return merged_onto(policy_dir, settings, task=task)
     if policy_dir is not None and start == "full":
@@ -92,9 +92,9 @@ def attach(model: "PreTrainedModel", adapter_dir: Path, *, trainable: bool) -> A
 
 
 def merged_onto(run_dir: Path, settings: ModelSettings, *, task: str) -> Any:
-    """The policy of `run_dir` as a plain model with the head of `task`.
+    """The policy of `run_dir`, its adapter merged, as a plain model with the head of `task`.
 
-    A score head keeps its fresh weights: an SFT policy has none to give.
+    A score head is freshly initialised, since a policy has none.
     """
     if settings.load_in_4bit:
         raise ConfigError(
@@ -112,9 +112,9 @@ def merged_onto(run_dir: Path, settings: ModelSettings, *, task: str) -> Any:
 
 
 def unload_merged(model: "PreTrainedModel") -> Any:
-    """A PeftModel as a plain one: its adapter added into the weights, its trained head in the head's place.
+    """A PeftModel as a plain model: adapter merged into the weights, trained head in place of the original one.
 
-    PEFT 0.21 leaves the head of LayerNorm tuning in its wrapper, and under the wrapper's names in a file.
+    PEFT 0.21 leaves the trained head of LayerNorm tuning in its wrapper, and saves it under the wrapper's names.
     """
     from peft.utils import ModulesToSaveWrapper
 
@@ -127,7 +127,7 @@ def unload_merged(model: "PreTrainedModel") -> Any:
 
 
 def _copy_trunk(source: Any, target: Any) -> None:
-    """Copy every weight of the trunk; the heads differ by design."""
+    """Copy every weight of the trunk; only the heads differ."""
     prefix = f"{target.base_model_prefix}."
     trunk = {k: v for k, v in source.state_dict().items() if k.startswith(prefix)}
     missing, unexpected = target.load_state_dict(trunk, strict=False)
@@ -145,9 +145,9 @@ def start_model(
     task: str,
     labels: Sequence[str] = (),
 ) -> tuple[Any, Any | None, str | None]:
-    """(model, PEFT configuration to make, how the policy was taken over) for a training stage.
+    """(model, PEFT configuration of the adapter to create, how the policy was taken over) for a training stage.
 
-    The model is a PeftModel when an adapter is continued, and then the PEFT configuration is None.
+    When an adapter is continued, the model is a PeftModel and the PEFT configuration is None.
     """
     settings = _trainable(settings, adapter)
     fresh = peft_config(adapter, task=task, base=name)
@@ -172,9 +172,9 @@ def start_model(
 
 
 def _trainable(settings: ModelSettings, adapter: AdapterSettings) -> ModelSettings:
-    """Weights that are trained themselves are fp32 where `dtype` leaves it open: bf16 would round small steps away.
+    """Settings with fp32 weights for full fine-tuning with `dtype: auto`: bf16 would round small updates away.
 
-    DeepSpeed keeps fp32 copies of bf16 weights by itself.
+    Not under DeepSpeed, which keeps fp32 copies of bf16 weights.
     """
     under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     if adapter.method == "none" and settings.dtype == "auto" and not under_deepspeed:
@@ -183,9 +183,9 @@ def _trainable(settings: ModelSettings, adapter: AdapterSettings) -> ModelSettin
 
 
 def _fresh(model: "PreTrainedModel", config: Any | None) -> tuple[Any, Any | None]:
-    """The model and the configuration for a trainer to make; one that rewrites the base's weights is made here.
+    """The model, and the PEFT configuration for the trainer; an adapter that rewrites the base is created here.
 
-    A trainer that makes it has no moment at which the reference could be copied.
+    If the trainer created it, there would be no moment at which DPO's reference could be copied.
     """
     fill_targets(config, model)
     if config is None or not METHODS[method_of(config)].mutates_base:
@@ -196,10 +196,10 @@ def _fresh(model: "PreTrainedModel", config: Any | None) -> tuple[Any, Any | Non
 
 
 def _reload_trainable(model: "PreTrainedModel", adapter_dir: Path, *, task: str) -> Any:
-    """A saved adapter's weights in a trainable adapter that is made anew for `task`.
+    """A new trainable adapter for `task` with a saved adapter's weights.
 
-    PEFT loads no virtual tokens to be trained on, and raises where a CAUSAL_LM adapter meets another head; without
-    SEQ_CLS the score head would stay frozen and random without a word.
+    PEFT cannot load virtual tokens for training, and raises for a CAUSAL_LM adapter on a model with another head;
+    without the task SEQ_CLS the score head would silently stay frozen and random.
     """
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -211,19 +211,19 @@ def _reload_trainable(model: "PreTrainedModel", adapter_dir: Path, *, task: str)
     saved = load_file(adapter_dir / "adapter_model.safetensors")
     if not saved.keys() <= fresh.keys():
         raise ArtifactError(f"{adapter_dir}: weights do not fit: {sorted(saved.keys() - fresh.keys())[:3]}")
-    # PEFT wants every key of the new type: the score head comes from the fresh adapter, all else from the saved one.
+    # PEFT needs every key of the new adapter: the score head is the fresh one's, everything else the saved one's.
     set_peft_model_state_dict(peft_model, {**fresh, **saved})
     return peft_model
 
 
 @contextmanager
 def copied_reference(model: "PreTrainedModel") -> Iterator[None]:
-    """While TRL's DPOTrainer is made: the reference that it copies from `model`'s adapter is a true copy, and frozen.
+    """Make TRL's DPOTrainer within the block; its reference is then an exact, frozen copy of `model`'s adapter.
 
-    TRL adds an adapter "ref" of the same configuration and copies the parameters whose name contains `.default.`
-    (trl 1.16, `trl/trainer/dpo_trainer.py`). Of IA3, VeRA, BOFT, LoHa and LoKr that is none, since theirs end in
-    `.default`: the reference would be the base. Of PiSSA and OLoRA a second adapter would rewrite the base again: the
-    policy would be another one, and its first loss still ln 2.
+    TRL adds an adapter "ref" with the same configuration, and copies the parameters whose name contains `.default.`
+    (trl 1.16, `trl/trainer/dpo_trainer.py`). For IA3, VeRA, BOFT, LoHa and LoKr it copies nothing, since their names
+    end in `.default`: the reference would be the base. For PiSSA and OLoRA a second adapter would rewrite the base
+    again: the policy would change, while its first loss would still be ln 2.
     """
     if not hasattr(model, "peft_config"):
         yield
@@ -247,14 +247,14 @@ def copied_reference(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def _settings(lineage: Lineage) -> ModelSettings:
-    """The model settings a run was trained with, for a faithful reload."""
+    """The model settings that a run was trained with."""
     names = {f.name for f in dataclasses.fields(ModelSettings)}
     return ModelSettings(**{k: v for k, v in lineage.config.items() if k in names})
 
 
 @contextmanager
 def without_adapter(model: "PreTrainedModel", base: str, settings: ModelSettings) -> Iterator[Any]:
-    """The base of a run without parents: `model` with its adapter off; or loaded again, where that is another model."""
+    """The base of a run without parents: `model` with its adapter off, or loaded again if the method rewrote it."""
     method = METHODS[method_of(model.peft_config["default"])]
     if method.mutates_base:
         yield load_base(base, settings, task="CAUSAL_LM").to(model.device)
@@ -266,9 +266,10 @@ def without_adapter(model: "PreTrainedModel", base: str, settings: ModelSettings
 
 
 def fold_for_generation(model: "PreTrainedModel") -> None:
-    """Add an adapter into fp32 weights in place, for good: fewer products a token. For a model that trains no more.
+    """Merge an adapter into fp32 weights in place and for good, so that generation takes fewer matrix products.
 
-    16-bit and 4-bit weights are left alone, where rounding would make it another policy.
+    For a model that is not trained any further. 16-bit and 4-bit weights are left alone: rounding would change the
+    policy.
     """
     import torch
 

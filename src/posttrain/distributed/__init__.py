@@ -1,1 +1,1 @@
-"""Several processes: what they find themselves in, how they meet, what they check and save."""
+"""Several processes: their environment, rendezvous, checks and checkpoints; ZeRO, FSDP and split models."""

@@ -1,9 +1,9 @@
-"""Who wrote a checkpoint, and who may go on from it.
+"""Which launch wrote a checkpoint, whether it is complete, and which launch may resume from it.
 
-    written_by.json    processes and strategy, written by the main process when every process has written its part
+    written_by.json    processes and strategy, written by the main process after every process has written its part
 
-transformers writes `trainer_state.json` last, but on the main process only: under DeepSpeed and FSDP another one may
-still be at its share. Such a checkpoint has no written_by.json, and is not resumed from.
+transformers writes `trainer_state.json` last, but on the main process only: under DeepSpeed and FSDP another process
+may still be writing. A checkpoint without written_by.json is therefore not resumed from.
 """
 
 import json
@@ -25,7 +25,7 @@ WRITTEN_BY = "written_by.json"
 
 
 def mark_whole(launch: Launch) -> Any:
-    """A callback that writes WRITTEN_BY into each checkpoint, once all processes have written theirs."""
+    """A callback that writes WRITTEN_BY into each checkpoint after all processes have written their parts."""
     from transformers import TrainerCallback
 
     class Mark(TrainerCallback):  # type: ignore[misc]
@@ -44,9 +44,10 @@ def mark_whole(launch: Launch) -> Any:
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None. Raises LaunchError where one cannot be read.
+    """The newest complete checkpoint, or None. Raises LaunchError when one cannot be read.
 
-    One that a kill cut short lacks WRITTEN_BY, which comes last, or has a truncated tensor file, and is removed here.
+    A checkpoint that was interrupted lacks WRITTEN_BY, which is written last, or has a truncated tensor file. It is
+    deleted here.
     """
     found = [p for p in folder.glob(f"{CHECKPOINT}*") if p.name.removeprefix(CHECKPOINT).isdecimal()]
     for checkpoint in sorted(found, key=lambda p: int(p.name.removeprefix(CHECKPOINT)), reverse=True):
@@ -56,19 +57,19 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
             for file in checkpoint.rglob("*.safetensors"):
                 check_safetensors(file)
         except (FileNotFoundError, ValueError, ArtifactError):
-            log_line(f"{checkpoint} was not written to its end, and is removed")
+            log_line(f"{checkpoint} is incomplete, and is deleted")
             shutil.rmtree(checkpoint)
-        except OSError as error:  # a disk or a network that fails says nothing of the checkpoint
-            raise LaunchError(f"{checkpoint} cannot be read ({error}); mend that, and start again") from error
+        except OSError as error:  # a disk or network failure does not make the checkpoint incomplete
+            raise LaunchError(f"{checkpoint} cannot be read ({error}); fix that, and start again") from error
         else:
             return checkpoint
     return None
 
 
 def check_room(trainer: "Trainer", run_dir: Path, trained: int) -> None:
-    """Refuse a disk that cannot take the checkpoints and the result of `trained` parameters. Raises LaunchError."""
+    """Raise LaunchError if the disk has no room for the checkpoints and the result of `trained` parameters."""
     args = trainer.args
-    # One is written before one goes.
+    # A new checkpoint is written before an old one is deleted.
     checkpoints = 0 if args.save_strategy == "no" else (args.save_total_limit or 2) + 1
     needed = trained * (4 + checkpoints * (4 if args.save_only_model else 12))  # fp32: weights, Adam's two moments
     free = shutil.disk_usage(run_dir).free
@@ -80,11 +81,11 @@ def check_room(trainer: "Trainer", run_dir: Path, trained: int) -> None:
 
 
 def check_resumable(checkpoint: Path, launch: Launch) -> None:
-    """Refuse a checkpoint of another layout. Raises LaunchError.
+    """Raise LaunchError if the checkpoint was written by a launch with other copies of the model or other files.
 
-    With another number of copies of the model a step would be over another number of rows; another strategy keeps
-    weights and optimizer in other files. Where the optimizer's state lives (offload) makes no difference to the files,
-    nor does how one copy is split by tensor and pipeline parallelism, whose checkpoints are those of one process.
+    With another number of copies, a step would be over another number of rows; another strategy writes weights and
+    optimizer to other files. Offload does not change the files, nor does tensor or pipeline parallelism, whose
+    checkpoints are those of a single process.
     """
     wrote = Launch(**json.loads((checkpoint / WRITTEN_BY).read_text(encoding="utf-8")))
     if (wrote.copies, _files(wrote)) == (launch.copies, _files(launch)):
@@ -92,11 +93,11 @@ def check_resumable(checkpoint: Path, launch: Launch) -> None:
     why = (
         "a step would be over another number of rows"
         if wrote.copies != launch.copies
-        else "weights and optimizer are laid out in another way"
+        else "weights and optimizer are in other files"
     )
     raise LaunchError(
-        f"{checkpoint} was written by {wrote}, and this is {launch}: {why}. Launch it as it was, or choose another "
-        "output_dir to begin anew"
+        f"{checkpoint} was written by {wrote}, and this is {launch}: {why}. Launch as before, or choose another "
+        "output_dir to start over"
     )
 
 

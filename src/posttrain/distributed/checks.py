@@ -1,4 +1,4 @@
-"""What accelerate and the trainer have made of a launch, compared with what was asked for."""
+"""Checks that accelerate and the trainer train as the launch asked for."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def check_state(args: "TrainingArguments", launch: Launch) -> None:
-    """What accelerate has made of the launch, once the trainer's arguments exist. Raises LaunchError."""
+    """Check world size, devices and backend once the trainer's arguments exist. Raises LaunchError."""
     import torch
     import torch.distributed as dist
 
@@ -29,14 +29,14 @@ def check_state(args: "TrainingArguments", launch: Launch) -> None:
     wanted, found = "nccl" if args.device.type == "cuda" else "gloo", backends()
     if found.get(args.device.type) != wanted:
         raise LaunchError(
-            f"the processes talk by {found}, and must by {wanted} for tensors on {args.device.type}: leave ddp_backend "
+            f"the processes communicate by {found}, but tensors on {args.device.type} need {wanted}: leave ddp_backend "
             "out" + ("" if torch.cuda.is_available() else "; no GPU was found")
         )
     assert dist.get_world_size() == launch.processes
 
 
 def backends() -> dict[str, str]:
-    """Which backend carries the tensors of each kind of device."""
+    """The backend for the tensors of each kind of device."""
     import torch.distributed as dist
 
     pairs = (pair.partition(":") for pair in dist.get_backend_config().split(","))
@@ -44,7 +44,7 @@ def backends() -> dict[str, str]:
 
 
 def check_trainer(trainer: "Trainer", launch: Launch) -> None:
-    """What the trainer means to train with, once it is made. Raises LaunchError, or ConfigError."""
+    """Check processes, strategy and precision once the trainer is made. Raises LaunchError."""
     accelerator, args = trainer.accelerator, trainer.args
     if accelerator.num_processes != launch.processes:
         raise LaunchError(
@@ -71,11 +71,11 @@ def check_trainer(trainer: "Trainer", launch: Launch) -> None:
     if is_on != {asked} - {"no"}:
         raise LaunchError(f"{asked} was asked for, but accelerate trains in {', '.join(sorted(is_on)) or 'fp32'}")
     if args.fp16 and on_cpu:
-        raise LaunchError("fp16 was asked for, and a CPU has no loss scaling: it would train in fp32")
+        raise LaunchError("fp16 was asked for, but there is no loss scaling on a CPU: it would train in fp32")
 
 
 def watch_wrapper(trainer: "Trainer", launch: Launch) -> Any:
-    """A callback that looks at `trainer`'s model as it is about to train. Raises LaunchError before the first step."""
+    """A callback that runs `check_wrapped` on `trainer`'s model before the first step, and so may raise LaunchError."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
@@ -92,9 +92,9 @@ def watch_wrapper(trainer: "Trainer", launch: Launch) -> Any:
 def check_wrapped(
     model: "PreTrainedModel", launch: Launch, *, precision: str = "", splits_itself: bool = False
 ) -> None:
-    """The model is wrapped as the strategy wants it, and computes in `precision`. Raises LaunchError.
+    """Check that the model is wrapped as the strategy requires, and computes in `precision`. Raises LaunchError.
 
-    A trainer that splits its model over the processes itself wraps it in nothing (`splits_itself`).
+    With `splits_itself` the trainer splits the model over processes without a wrapper.
     """
     from torch.distributed.fsdp import FSDPModule
     from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -117,9 +117,7 @@ def check_wrapped(
 
         whole = [name for name, p in model.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
         if whole and launch.processes > 1:
-            raise LaunchError(
-                f"{launch} was launched, but {len(whole)} trained parameters are not shared out: {whole[0]}"
-            )
+            raise LaunchError(f"{launch} was launched, but {len(whole)} trained parameters are not sharded: {whole[0]}")
     if precision and launch.strategy.startswith("zero"):
         on = {"bf16": model.bfloat16_enabled(), "fp16": model.fp16_enabled()}[precision]
         if not on:
@@ -127,7 +125,7 @@ def check_wrapped(
 
 
 def check_deepspeed_bf16(trainer: "Trainer", dtype: str) -> None:
-    """bf16 under DeepSpeed rounds the weights themselves, so that fp32 weights are refused. Raises ConfigError."""
+    """Raise ConfigError for bf16 with fp32 weights under DeepSpeed, which would round the weights themselves."""
     if trainer.is_deepspeed_enabled and trainer.args.bf16 and dtype == "float32":
         raise ConfigError(
             "bf16: true under DeepSpeed rounds the weights themselves: set dtype: bfloat16, or bf16: false"

@@ -1,6 +1,6 @@
-"""DeepSpeed's ZeRO-3 leaves a process a share of every parameter. Here they are whole again, for a while or for good.
+"""Gathering the parameters that DeepSpeed's ZeRO-3 has partitioned: within a block, or for good after training.
 
-Everywhere else, and under ZeRO-2, these do nothing.
+Without ZeRO-3 these functions do nothing.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def disable_zero3_init() -> None:
-    """Have transformers load whole weights: roles are copied, and gates computed, from these.
+    """Have transformers load complete weights, which PPO's roles and the gates need.
 
-    Call it once arguments are made, and before a model is.
+    Call it after the arguments are made and before a model is.
     """
     from ..upstream.transformers import forget_deepspeed
 
@@ -22,15 +22,15 @@ def disable_zero3_init() -> None:
 
 
 def is_split(parameter: Any) -> bool:
-    """Whether ZeRO-3 has this parameter; outside a forward pass it is empty then."""
+    """Whether ZeRO-3 has partitioned this parameter, so that it is empty outside of a forward pass."""
     return hasattr(parameter, "ds_id")
 
 
 @contextmanager
 def before_split() -> Iterator[None]:
-    """While a model that ZeRO-3 will split is still whole: TRL's head gathers what is split, and only that.
+    """For computing with a model before ZeRO-3 partitions it: TRL's head gathers only parameters that are partitioned.
 
-    A reference model may be split already.
+    A reference model may be partitioned already.
     """
     from ..upstream.trl import gathering_heads_of
 
@@ -40,7 +40,10 @@ def before_split() -> Iterator[None]:
 
 @contextmanager
 def whole(parameters: Iterable[Any], *, write: bool = False) -> Iterator[None]:
-    """Gather these on every process, which must all come here. With `write`, the first process's are kept."""
+    """Gather these parameters on every process within the block; every process must enter it.
+
+    With `write`, changes that the first process makes are kept, on all processes.
+    """
     split = [p for p in parameters if is_split(p)]
     if not split:
         yield
@@ -52,7 +55,7 @@ def whole(parameters: Iterable[Any], *, write: bool = False) -> Iterator[None]:
 
 
 def gather_full_parameters(trainer: "Trainer") -> None:
-    """Give a trained model its parameters back: from here on it is an ordinary model, on every process."""
+    """Gather a trained model's parameters for good: from here on it is an ordinary model on every process."""
     from torch import nn
 
     from ..upstream.torch import replace_parameters
@@ -64,6 +67,6 @@ def gather_full_parameters(trainer: "Trainer") -> None:
             gathered[parameter] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
     if not gathered:
         return
-    trainer.model_wrapped.destroy()  # its hooks would look for what they split
+    trainer.model_wrapped.destroy()  # or its hooks would look for partitioned parameters
     replace_parameters(model, gathered)
     trainer.model_wrapped = model

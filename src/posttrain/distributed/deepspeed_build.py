@@ -1,10 +1,11 @@
-"""What DeepSpeed compiles, compiled ahead: `make extensions`, or `python -m posttrain.distributed.deepspeed_build`.
+"""Build DeepSpeed's extensions ahead: `make extensions`, or `python -m posttrain.distributed.deepspeed_build`.
 
-    deepspeed_shm_comm    how processes on one CPU talk
-    cpu_adam              the optimizer's step where its states are offloaded to the host's memory
+    deepspeed_shm_comm    communication between processes on one CPU
+    cpu_adam              optimizer steps on the CPU, for offloaded optimizer states
 
-DeepSpeed compiles these when it first needs them, minutes into a launch. torch keeps a file `lock` beside a build; one
-that a killed build left makes every later run wait, for ever and without a word (torch 2.13, `FileBaton.wait`).
+DeepSpeed would compile them when it first needs them, minutes into a launch. torch keeps a file `lock` beside a build;
+if a build is killed, the lock stays and every later run waits for it silently and forever (torch 2.13,
+`FileBaton.wait`).
 """
 
 import os
@@ -18,11 +19,11 @@ from ..log import log_line
 
 FOLDER = Path(sys.prefix) / "torch_extensions"
 WAIT_S = 300
-_QUIET_S = 15  # a lock this old, beside which nothing has changed and no compiler works, is nobody's
+_QUIET_S = 15  # a lock is stale if nothing beside it has changed for this long and no compiler works there
 
 
 def use() -> None:
-    """Have DeepSpeed find what was compiled ahead, with ninja of this environment, and no stale lock before it.
+    """Make DeepSpeed find the extensions built ahead and this environment's ninja, and remove stale locks.
 
     A TORCH_EXTENSIONS_DIR that the user has set is kept. Raises LaunchError when another process compiles for too long.
     """
@@ -36,16 +37,18 @@ def use() -> None:
 
 
 def free(folder: Path, *, wait_s: float = WAIT_S) -> None:
-    """Wait for builds in `folder` that are alive, `wait_s` seconds at most, and delete the locks of those that are not.
+    """Wait up to `wait_s` seconds for builds that run in `folder`, and delete the locks of those that do not run.
 
-    A build is alive while a compiler works there, or a file there has just changed. Raises LaunchError.
+    A build runs while a compiler works there, or a file there has just changed. Raises LaunchError when time is up.
     """
     end = time.monotonic() + wait_s
     for lock in sorted(folder.glob("**/lock")):
         while lock.exists():
             if not _is_alive(lock.parent):
                 lock.unlink(missing_ok=True)
-                log_line(f"note: {lock} was left by a build that was cut off, and would have been waited for; deleted")
+                log_line(
+                    f"note: deleted {lock}, left by an interrupted build, which would have blocked this run forever"
+                )
             elif time.monotonic() > end:
                 raise LaunchError(
                     f"{lock}: another process has been compiling there for {wait_s:g} s; wait for it, or end it and "
@@ -71,7 +74,7 @@ def _is_alive(folder: Path) -> bool:
 
 
 def build() -> None:
-    """Compile everything anew into FOLDER. Needs a C++ compiler; a machine with a GPU has no use for the first."""
+    """Compile the extensions into FOLDER; needs a C++ compiler. With a GPU, deepspeed_shm_comm is left out."""
     import torch
 
     os.environ["TORCH_EXTENSIONS_DIR"] = str(FOLDER)

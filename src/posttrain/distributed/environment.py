@@ -1,13 +1,15 @@
-"""Is this process in what was asked for? Checked three times, each as early as it can be known; never silently another.
+"""The strategy that this process was launched with, checked before anything heavy is imported.
 
-    check_launch     from the environment, before anything heavy is imported
-    meet             every process is here and is about to do the same, before weights are read
-    check_state      what accelerate has made of it, before weights are read
-    check_wrapped    what the trainer has made of the model, before the first step
+A launch must train as it was asked to, or be refused, as early as the difference can be known:
 
-What accelerate 1.15 would pass over: a MULTI_CPU configuration starts one process, whatever its num_processes; with
-use_cpu set DeepSpeed is left out; processes without a launcher train copies, each alone; several GPUs in one process
-become torch's DataParallel. Left out: whether the numbers are right, which tests/distributed compares.
+    check_launch     from the environment (here)
+    meet             every process is here and is about to do the same, before weights are read (rendezvous.py)
+    check_state      what accelerate has made of the launch, before weights are read (checks.py)
+    check_wrapped    how the trainer has wrapped the model, before the first step (checks.py)
+
+What accelerate 1.15 would silently do otherwise: a MULTI_CPU configuration starts one process, whatever its
+num_processes; use_cpu disables DeepSpeed; processes without a launcher each train a copy; several GPUs in one process
+become torch's DataParallel. These checks do not compare results; tests/distributed does.
 """
 
 import os
@@ -23,16 +25,16 @@ _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 @dataclass(frozen=True)
 class Launch:
-    """What was asked for, by the environment that accelerate gives a process."""
+    """What was asked for, as read from the environment that accelerate sets."""
 
     processes: int
     strategy: str  # one, ddp, zero0 to zero3, fsdp2
     offload: str = ""  # what is kept in the host's memory: "", optimizer, parameters, or optimizer+parameters
-    split: int = 1  # processes that one model is split over by tensor and pipeline parallelism (layout.py)
+    split: int = 1  # processes per copy of the model, by tensor and pipeline parallelism (split/layout.py)
 
     @property
     def copies(self) -> int:
-        """Processes, or groups of them, that get another batch."""
+        """Copies of the model: processes, or groups of them, that get different batches."""
         return self.processes // self.split
 
     def __str__(self) -> str:
@@ -44,7 +46,7 @@ class Launch:
 
 
 def launch_of(environ: Mapping[str, str]) -> Launch:
-    """The launch that an environment describes. Raises LaunchError for what no recipe runs under."""
+    """The launch that an environment describes. Raises LaunchError for one that no recipe supports."""
     processes = int(environ.get("WORLD_SIZE", "1"))
     if _flag(environ, "ACCELERATE_USE_MEGATRON_LM"):
         raise LaunchError("distributed_type: MEGATRON_LM is not supported; take a file of accelerate_configs/")
@@ -74,7 +76,7 @@ def _flag(environ: Mapping[str, str], key: str) -> bool:
 
 
 def check_launch(recipe: str, *, environ: Mapping[str, str] | None = None) -> Launch:
-    """The launch of this process, refused where it cannot be what was meant. Imports no torch. Raises LaunchError."""
+    """The launch of this process. Raises LaunchError if it cannot be what was meant. Imports no torch."""
     environ = os.environ if environ is None else environ
     launch = launch_of(environ)
     if "WORLD_SIZE" not in environ:
@@ -97,14 +99,14 @@ def check_launch(recipe: str, *, environ: Mapping[str, str] | None = None) -> La
 
 
 def _check_alone(environ: Mapping[str, str]) -> None:
-    """A process whose launcher gave it no rank is the only one. Raises LaunchError."""
+    """Raise LaunchError if a process without a rank is one of several, or was meant to be."""
     for key in (*_MPI_SIZES, "SLURM_STEP_NUM_TASKS"):
         if int(environ.get(key, "1")) > 1:
             raise LaunchError(
                 f"{environ[key]} processes were started ({key}), and none was given a rank: each would train a copy; "
-                "let `accelerate launch` start them, one launcher a machine"
+                "let `accelerate launch` start them, one launcher per machine"
             )
-    # accelerate's launcher of one process sets these two for a configuration of several.
+    # accelerate sets both when it starts a single process for a configuration of several.
     if "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_PORT" in environ:
         raise LaunchError(
             "the configuration asks for several processes, and accelerate started one: distributed_type: MULTI_CPU, "

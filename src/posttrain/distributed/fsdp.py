@@ -1,4 +1,4 @@
-"""FSDP2 (torch's fully_shard): real on CPU processes too, and an ordinary model again when training is over."""
+"""FSDP2 (torch's fully_shard): which blocks are sharded, and parameters gathered after training."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,10 +7,10 @@ if TYPE_CHECKING:
 
 
 def choose_units(trainer: "Trainer") -> None:
-    """Split by transformer blocks alone: the input embedding, which accelerate 1.15 splits by itself, in none of them.
+    """Shard transformer blocks only, without the module around the input embedding.
 
-    It takes a unit for each of a model's `_no_split_modules`; BERT's and RoBERTa's name the module around the embedding
-    too, and a parameter cannot be split twice.
+    accelerate 1.15 shards the embedding by itself, and each of a model's `_no_split_modules`. BERT and RoBERTa list the
+    module around the embedding there, and a parameter cannot be sharded twice.
     """
     from ..upstream.transformers import blocks_of
 
@@ -24,10 +24,10 @@ def choose_units(trainer: "Trainer") -> None:
 
 
 def gather_full_parameters(trainer: "Trainer") -> None:
-    """Give a model that FSDP2 has split its parameters back: an ordinary model from here on, on every process.
+    """Gather the parameters that FSDP2 has sharded for good: from here on an ordinary model on every process.
 
-    torch has no way back from fully_shard; this undoes what it did: DTensors as parameters, hooks, a class of its own
-    for each module. Does nothing for any other model.
+    torch has no way to undo fully_shard; this removes its DTensors, its hooks and its classes of modules. Does nothing
+    for any other model.
     """
     from torch import nn
     from torch.distributed.fsdp import FSDPModule
@@ -48,5 +48,5 @@ def gather_full_parameters(trainer: "Trainer") -> None:
     replace_parameters(model, gathered)
     for module in sharded:
         undo_fully_shard(module)
-        vars(module).pop("generate", None)  # transformers has it run the hooks
+        vars(module).pop("generate", None)  # transformers' wrapper, which runs FSDP's hooks
     trainer.model = trainer.model_wrapped = model

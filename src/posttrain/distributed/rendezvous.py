@@ -1,4 +1,4 @@
-"""The processes of a launch find each other, and compare what each is about to do, before weights are read."""
+"""Rendezvous: the processes of a launch meet and compare what each is about to do, before weights are read."""
 
 import atexit
 import itertools
@@ -18,16 +18,16 @@ from ..errors import LaunchError
 from .checkpoints import check_resumable, last_whole_checkpoint
 from .environment import Launch
 
-FOLDER_S = 10  # until a folder that another machine has made is seen: network file systems remember what was not there
-MEETING_S = 60  # how long a process waits for the others to come, unless ddp_timeout is shorter
+FOLDER_S = 10  # until another machine's new folder is seen: network file systems cache that it was missing
+MEETING_S = 60  # how long a process waits for the others, unless ddp_timeout is shorter
 _meetings = itertools.count()
 
 
 def meet(facts: Mapping[str, Any], *, timeout_s: float) -> list[dict[str, Any]]:
-    """Wait for every process that was launched, and compare what each is about to do; each one's facts, by rank.
+    """Wait for every launched process, compare their `facts`, and return each one's facts by rank.
 
-    `facts` are values of JSON by name; those whose name begins with `_` are passed on and not compared. Raises
-    LaunchError, on every process, when one does not come within `timeout_s` seconds (MEETING_S at most), or differs.
+    `facts` are JSON values by name; those whose name begins with `_` are exchanged but not compared. Raises
+    LaunchError, on every process, when one is missing after `timeout_s` seconds (MEETING_S at most), or differs.
     """
     processes, rank = log.world_size(), log.rank()
     mine = {"_host": socket.gethostname(), **facts}
@@ -38,7 +38,7 @@ def meet(facts: Mapping[str, Any], *, timeout_s: float) -> list[dict[str, Any]]:
         store = _store()
     except (RuntimeError, ValueError) as error:
         raise LaunchError(
-            f"rank {rank} of {processes} on {mine['_host']} met nobody at {os.environ.get('MASTER_ADDR')}:"
+            f"rank {rank} of {processes} on {mine['_host']} reached nobody at {os.environ.get('MASTER_ADDR')}:"
             f"{os.environ.get('MASTER_PORT')} within {MEETING_S} s ({str(error).splitlines()[0]}): is the first "
             "machine's launcher running, is main_process_ip its address, is the port open, were all processes started?"
         ) from error
@@ -50,7 +50,8 @@ def meet(facts: Mapping[str, Any], *, timeout_s: float) -> list[dict[str, Any]]:
             "with a message of its own), never started, or still loading its data"
         )
     everyone: list[dict[str, Any]] = [json.loads(store.get(f"here/{other}")) for other in range(processes)]
-    # Nobody leaves before all have read: the store may live in a process that is about to end. Then all of them have.
+    # Nobody leaves before all have read: the store may live in a process that is about to end. If it is gone (the
+    # suppressed RuntimeError), all have read.
     with suppress(RuntimeError):
         store.set(f"read/{rank}", "")
         _wait(store, "read", processes, time.monotonic() + 5)
@@ -63,10 +64,10 @@ def meet(facts: Mapping[str, Any], *, timeout_s: float) -> list[dict[str, Any]]:
 def join(
     run_dir: Path, checkpoints: Path, launch: Launch, facts: Mapping[str, Any], *, timeout_s: float = MEETING_S
 ) -> Path | None:
-    """Meet the other processes, which have the same facts and see one run directory with one checkpoint in it.
+    """Meet the other processes; all must have the same facts and see the same run directory.
 
-    Returns the checkpoint to go on from, the last whole one of the folder `checkpoints`; None to begin. Raises
-    LaunchError, on every process, when they differ, or the checkpoint is of another layout.
+    Returns the checkpoint to resume from, the last complete one in the folder `checkpoints`, or None to start from the
+    beginning. Raises LaunchError, on every process, when they differ or the checkpoint is of another layout.
     """
     found = last_whole_checkpoint(checkpoints) if log.is_main() else None
     mine = {"launch": str(launch), **facts, "_checkpoint": str(found) if found else None}
@@ -79,7 +80,7 @@ def join(
 
 
 def share_folder(folder: Path, *, timeout_s: float) -> None:
-    """Each process sees `folder`, which the first one has made. Raises LaunchError on all of them otherwise."""
+    """Check that every process sees `folder`, which the first one has made. Raises LaunchError on all of them."""
     end = time.monotonic() + FOLDER_S
     while not folder.is_dir() and time.monotonic() < end:
         time.sleep(0.2)
@@ -94,14 +95,14 @@ def share_folder(folder: Path, *, timeout_s: float) -> None:
 
 @cache
 def _rendezvous() -> Any:
-    """The launch's store, kept: without torch's launcher, its server lives as long as this object on rank 0."""
+    """The launch's store. It is kept, since without torchrun its server lives only as long as this object on rank 0."""
     from torch.distributed.rendezvous import rendezvous
 
     return next(rendezvous("env://", timeout=timedelta(seconds=MEETING_S)))[0]
 
 
 def _store() -> Any:
-    """A part of the store for one meeting, not of an earlier one of this process, nor of a group that was restarted."""
+    """A part of the store for one meeting, apart from earlier ones and from those before a restart of the group."""
     from torch.distributed.distributed_c10d import PrefixStore
 
     meeting = f"posttrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_meetings)}"
@@ -109,7 +110,7 @@ def _store() -> Any:
 
 
 def _wait(store: Any, what: str, processes: int, end: float) -> list[int]:
-    """The ranks that have not written `what` when the time is up."""
+    """The ranks that have not written `what` by the time `end`."""
     missing = list(range(processes))
     while missing:
         missing = [rank for rank in missing if not store.check([f"{what}/{rank}"])]
@@ -124,7 +125,7 @@ def _ranks(ranks: Sequence[int]) -> str:
 
 
 def _difference(name: str, everyone: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line on a fact that is not the same everywhere, with who has which value."""
+    """A line that says which ranks have which value of a fact; none if it is the same on all."""
     holders: dict[str, list[int]] = {}
     for rank, facts in enumerate(everyone):
         holders.setdefault(json.dumps(facts[name], sort_keys=True), []).append(rank)
@@ -135,7 +136,7 @@ def _difference(name: str, everyone: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def start_process_group(args_timeout_s: float, *, on_cpu: bool) -> None:
-    """Begin torch.distributed on CPU processes with `ddp_timeout`, which transformers passes on for GPUs only."""
+    """Start torch.distributed on CPU processes with `ddp_timeout`, which transformers applies on GPUs only."""
     import torch.distributed as dist
 
     if on_cpu and log.world_size() > 1 and not dist.is_initialized():
@@ -144,7 +145,7 @@ def start_process_group(args_timeout_s: float, *, on_cpu: bool) -> None:
 
 
 def _leave_process_group() -> None:
-    """gloo's threads end before the interpreter does, or now and then they abort a process that has done its work."""
+    """End gloo's threads before the interpreter ends, or they sometimes abort a process that has done its work."""
     import torch.distributed as dist
 
     if dist.is_initialized():

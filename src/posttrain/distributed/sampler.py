@@ -1,4 +1,4 @@
-"""Rows sorted into batches of like length, in one order: for every process, any number of them, and after a resume."""
+"""Batches of rows of similar length, in the same order on any number of processes and after a resume."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class SeededLengthSampler(LengthGroupedSampler):  # type: ignore[misc]
-    """Another order in each epoch, by `seed` and epoch, and nothing else.
+    """A length-grouped order that depends only on `seed` and epoch.
 
-    transformers 5.23 draws the order from each process's own random state. Dropout on rows of other lengths moves that
-    on by another number of draws, and from the second epoch on processes share rows and leave others out. After a
-    resume in the middle of an epoch it draws another order, and rows are seen twice or never.
+    transformers 5.23 draws the order from each process's own random state. Dropout on rows of different lengths
+    advances that differently on each process, so from the second epoch on processes share some rows and leave others
+    out. After a resume in the middle of an epoch the order is another one, and rows are seen twice or never.
     `batch_size` is that of all processes together, so that the order does not depend on how many there are.
     """
 
@@ -35,9 +35,9 @@ class SeededLengthSampler(LengthGroupedSampler):  # type: ignore[misc]
 
 
 def seed_length_sampler(trainer: "Trainer") -> None:
-    """Give a trainer that sorts by length SeededLengthSampler."""
+    """Make a trainer that groups by length use SeededLengthSampler."""
     args = trainer.args
-    copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get another batch
+    copies = args.world_size // trainer.get_tp_size()  # of the model: processes that get different batches
     batch = args.train_batch_size * args.gradient_accumulation_steps * copies
     seed = args.seed if args.data_seed is None else args.data_seed
 

@@ -1,7 +1,7 @@
 """Memory and communication of a training step on up to thousands of GPUs, by formula.
 
-For an architecture, a layout (data x pipeline x tensor parallel, with a ZeRO stage) and a batch: what the fullest GPU
-holds, how many bytes it sends a step and how long that takes at a link's bandwidth, and the pipeline's bubble.
+For an architecture, a layout (data x pipeline x tensor parallel, with a ZeRO stage) and a batch: the memory of the
+fullest GPU, the bytes that it sends per step and how long that takes at a link's bandwidth, and the pipeline's bubble.
 
 Sources: ZeRO (Rajbhandari et al., 2020, arXiv 1910.02054); tensor parallelism (Shoeybi et al., 2019, arXiv 1909.08053);
 pipelines, their bubble, and volumes (Narayanan et al., 2021, arXiv 2104.04473); activations and checkpointing
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 HALF, SINGLE = 2, 4  # bytes of bf16 and of fp32
-ADAM = 12  # of AdamW a trained parameter: an fp32 master and two moments (ZeRO, section 3.1)
+ADAM = 12  # bytes of AdamW per trained parameter: an fp32 master and two moments (ZeRO, section 3.1)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Architecture:
         return [*attention, *[(h, f, "column")] * (2 if self.gated else 1), (f, h, "row")]  # type: ignore[list-item]
 
     def layer_parameters(self, tensor: int = 1) -> float:
-        """Of one layer on one of `tensor` ranks: matrices are split, norms are not, biases go with their outputs."""
+        """Parameters of one layer on one of `tensor` ranks: matrices are split, norms are not, biases like their
+        outputs."""
         split = sum(i * o for i, o, _ in self.matrices()) / tensor
         if self.gated:
             return split + 2 * self.hidden
@@ -60,15 +61,17 @@ class Architecture:
         )
 
     def adapter_parameters(self, r: int, tensor: int = 1) -> float:
-        """Of LoRA on every linear layer of one layer: B follows a column-wise base, A a row-wise one."""
+        """Parameters of LoRA on the linear layers of one layer: B is split with a column-wise base, A with a row-wise
+        one."""
         return sum(r * (i + o / tensor) if how == "column" else r * (i / tensor + o) for i, o, how in self.matrices())
 
     def activation_bytes(self, tensor: int = 1) -> float:
-        """Of one layer and one token, in bf16, kept for the backward pass by kernels that keep no copies.
+        """Bytes of bf16 activations per layer and token that are kept for the backward pass, without extra copies.
 
-        Whole on each rank: the input of each norm, and of what follows it (4h). Split: queries, keys and values, the
-        attention's output, its log-sum-exp (flash attention keeps no matrix of scores); of a gated feed-forward the
-        gate, its activation, the other half, and their product (4f), else the two sides of its activation (2f).
+        Not split over ranks: the inputs of the norms and of the projections after them (4h). Split: queries, keys,
+        values, attention output and its log-sum-exp (flash attention keeps no score matrix); of a gated feed-forward
+        block the gate, its activation, the other half and their product (4f), else input and output of its activation
+        (2f).
         """
         kv = self.hidden * self.kv_heads // self.heads
         split = HALF * (2 * self.hidden + 2 * kv + (4 if self.gated else 2) * self.intermediate) + SINGLE * self.heads
@@ -88,8 +91,8 @@ BLOOM = Architecture("BLOOM-176B", 70, 14336, 57344, 112, 112, 250880, gated=Fal
 class Layout:
     """How a model is laid out on data x pipeline x tensor GPUs.
 
-    stage: ZeRO's, over the data-parallel ranks. 0 is DDP; 3 is FSDP2's full sharding, too.
-    shard_group: ranks that share one copy, with replicas beside them (HSDP); None: all of them share one.
+    stage: ZeRO's stage, over the data-parallel ranks. 0 is DDP; 3 is also FSDP2's full sharding.
+    shard_group: ranks that share one copy, with replicas beside them (HSDP); None: all ranks share one copy.
     """
 
     data: int
@@ -111,8 +114,8 @@ class Layout:
 class Work:
     """One step: `sequences` of `length` tokens over all GPUs, `micro_batch` of them at a time on each.
 
-    rank: of LoRA on every linear layer, its adapters in fp32 on a frozen bf16 base; None: every parameter is trained.
-    checkpointing: only the input of each layer is kept, and the layer computed again in the backward pass.
+    rank: LoRA's, on every linear layer, with adapters in fp32 on a frozen bf16 base; None: every parameter is trained.
+    checkpointing: only the input of each layer is kept, and the layer is recomputed in the backward pass.
     """
 
     sequences: int = 1024
@@ -122,30 +125,30 @@ class Work:
     checkpointing: bool = True
 
     def micro_batches(self, layout: Layout) -> int:
-        """Of one pipeline in one step; 0 where there is not one for each data-parallel rank."""
+        """Micro-batches per pipeline and step; 0 if there are fewer sequences than data-parallel ranks need."""
         return self.sequences // (layout.data * self.micro_batch)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Bandwidths in bytes/s, in one direction, of one GPU; `flops` is what a GPU sustains, not its peak.
+    """Bandwidths in bytes/s per GPU, in one direction; `flops` is what a GPU sustains, not its peak.
 
-    The defaults are those of H100 nodes: NVLink 4, one NDR InfiniBand card a GPU, 40% of 989 TFLOP/s in bf16.
+    The defaults are those of H100 nodes: NVLink 4, one NDR InfiniBand card per GPU, 40% of 989 TFLOP/s in bf16.
     """
 
-    gpus_a_node: int = 8
+    gpus_per_node: int = 8
     memory: float = 80e9
     nvlink: float = 450e9
     infiniband: float = 50e9
     flops: float = 0.4 * 989e12
 
     def bandwidth(self, members: int, stride: int) -> float:
-        """Of a ring through `members` GPUs that are `stride` ranks apart, for each of them.
+        """Bandwidth per member of a ring through `members` GPUs that are `stride` ranks apart.
 
-        NCCL leaves a node by the cards of all members that are in it, and a ring passes each node once: the bytes that
-        one member sends are shared out over so many cards.
+        A ring enters each node once, and NCCL spreads its traffic over the network cards of all members in that node:
+        each member's bytes leave by that many cards.
         """
-        in_node = max(1, min(members, self.gpus_a_node // stride))
+        in_node = max(1, min(members, self.gpus_per_node // stride))
         if members <= in_node:
             return self.nvlink
         return min(self.nvlink, in_node * self.infiniband)
@@ -156,7 +159,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Part:
-    """What one pipeline stage has: its layers, embedding matrices, and micro-batches whose backward pass is to come."""
+    """One pipeline stage: its layers, its embedding matrices, and the micro-batches that await their backward pass."""
 
     layers: int
     embeddings: int
@@ -174,7 +177,7 @@ class Part:
 
 
 def parts(arch: Architecture, layout: Layout, work: Work) -> list[Part]:
-    """The pipeline's first stage, a middle one, the last: layers shared out so that the fullest has least to hold.
+    """The pipeline's first stage, a middle one and the last, with layers distributed so that the fullest is smallest.
 
     The first holds the embedding, the last the head (a tied one is a copy). Under 1F1B stage i of p has p - i
     micro-batches in flight (2104.04473, section 2.2).
@@ -200,7 +203,7 @@ def parts(arch: Architecture, layout: Layout, work: Work) -> list[Part]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU. `gathered`: weights that stage 3 holds whole for a while, one layer's and the next one's."""
+    """Bytes on one GPU. `gathered`: weights that stage 3 gathers temporarily, of one layer and the next."""
 
     weights: float
     gradients: float
@@ -220,11 +223,11 @@ class Memory:
 def model_states(
     parameters: float, trained: float, *, stage: int, ranks: int, lora: bool
 ) -> tuple[float, float, float]:
-    """(weights, gradients, optimizer) of `parameters` of which `trained` are trained, on one of `ranks`.
+    """Bytes of (weights, gradients, optimizer) on one of `ranks`, for `parameters` of which `trained` are trained.
 
-    ZeRO, section 5: stage 1 splits the optimizer's states, 2 the gradients too, 3 the weights too. Trained in full, a
-    parameter is 2 + 2 + 12 bytes; of an adapter in fp32 the weight is its own master, and it is 4 + 4 + 8. Frozen
-    weights have 2, which stages 1 and 2 do not split.
+    ZeRO, section 5: stage 1 splits the optimizer's states, 2 also the gradients, 3 also the weights. In full
+    fine-tuning a parameter takes 2 + 2 + 12 bytes; in an fp32 adapter, which needs no master, 4 + 4 + 8. A frozen
+    weight takes 2, which stages 1 and 2 do not split.
     """
     own = SINGLE if lora else HALF
     frozen = parameters if lora else 0
@@ -234,7 +237,7 @@ def model_states(
 
 
 def memory(arch: Architecture, layout: Layout, work: Work) -> Memory:
-    """What the fullest GPU holds."""
+    """Memory of the fullest GPU."""
     return max((_memory(part, arch, layout, work) for part in parts(arch, layout, work)), key=lambda m: m.total)
 
 
@@ -258,7 +261,7 @@ def _memory(part: Part, arch: Architecture, layout: Layout, work: Work) -> Memor
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one GPU sends in a step, for one purpose, and how long that takes at the link's bandwidth."""
+    """Bytes that one GPU sends per step for one purpose, and how long that takes at the link's bandwidth."""
 
     purpose: str
     sent: float
@@ -266,12 +269,12 @@ class Traffic:
 
 
 def ring(kind: Literal["all-reduce", "all-gather", "reduce-scatter"], size: float, members: int) -> float:
-    """Bytes that each of `members` sends for a collective over `size` bytes (of the whole, not of a share)."""
+    """Bytes that each of `members` sends for a ring collective over `size` bytes (of the full tensor, not a shard)."""
     return (2 if kind == "all-reduce" else 1) * size * (members - 1) / members
 
 
 def communication(arch: Architecture, layout: Layout, work: Work, cluster: Cluster = Cluster()) -> list[Traffic]:
-    """What a GPU of the fullest stage sends in one step. Ranks run through tensor, then data, then pipeline."""
+    """What a GPU of the fullest stage sends per step. Ranks run through tensor first, then data, then pipeline."""
     t, d, p = layout.tensor, layout.data, layout.pipeline
     micro = work.micro_batches(layout)
     part = max(parts(arch, layout, work), key=lambda part: part.parameters(arch, t))
@@ -286,8 +289,8 @@ def communication(arch: Architecture, layout: Layout, work: Work, cluster: Clust
         if sent:
             found.append(Traffic(purpose, sent, sent / cluster.bandwidth(members, stride)))
 
-    # Data parallel: 2 parameters' worth a step, 3 under stage 3 (ZeRO, section 7), whose gathers, and whose reductions
-    # from stage 2 on, come with each micro-batch.
+    # Data parallel: twice the parameters per step, three times under stage 3 (ZeRO, section 7). Stage 3 gathers, and
+    # stages 2 and 3 reduce, once per micro-batch.
     s = layout.sharded_over
     if d > 1 and layout.stage == 0:
         add("gradients", ring("all-reduce", gradients, d), d, t)
@@ -300,8 +303,8 @@ def communication(arch: Architecture, layout: Layout, work: Work, cluster: Clust
         if s < d:
             add("replicas", micro * ring("all-reduce", gradients / s, d // s), d // s, t * s)
 
-    # Tensor parallel: two all-reduces a layer forward and two backward (1909.08053, section 3), and two where the
-    # layer is computed again.
+    # Tensor parallel: two all-reduces per layer forward and two backward (1909.08053, section 3), and two more where
+    # the layer is recomputed.
     message = HALF * work.micro_batch * work.length * arch.hidden
     if t > 1:
         passes = 3 if work.checkpointing else 2
@@ -313,18 +316,18 @@ def communication(arch: Architecture, layout: Layout, work: Work, cluster: Clust
 
 
 def bubble(pipeline: int, micro_batches: int) -> float:
-    """The time a pipeline stands idle over the time it works: (p - 1) / m (2104.04473, section 2.2.1)."""
+    """A pipeline's idle time divided by its working time: (p - 1) / m (2104.04473, section 2.2.1)."""
     return (pipeline - 1) / micro_batches
 
 
 def compute_seconds(arch: Architecture, layout: Layout, work: Work, cluster: Cluster = Cluster()) -> float:
-    """A step's computation, without bubble: 2 operations a parameter and token forward, 2 for the gradient of what goes
-    in, 2 for that of the weights where all are trained, 2 to compute again. Attention's own products are left out.
+    """Seconds of computation per step, without bubble. Operations per parameter and token: 2 forward, 2 for the
+    gradient of inputs, 2 for that of weights in full fine-tuning, 2 for recomputation. Attention scores are left out.
     """
     passes = 2 + (work.rank is None) + work.checkpointing
     return 2 * passes * arch.parameters * work.sequences * work.length / layout.gpus / cluster.flops
 
 
 def smallest(arch: Architecture, layouts: Iterator[Layout], work: Work, cluster: Cluster = Cluster()) -> Layout | None:
-    """The first of ascending layouts in which the fullest GPU has room; None when it never has."""
+    """The first of ascending layouts that fits into the GPUs' memory; None if none does."""
     return next((layout for layout in layouts if memory(arch, layout, work).total <= cluster.memory), None)

@@ -1,4 +1,4 @@
-"""What a launch's strategy needs: before a trainer's arguments are made, after that, and after training."""
+"""What a launch's strategy needs before the trainer's arguments are made, after that, and after training."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_launch(recipe: str, values: Mapping[str, Any]) -> Launch:
-    """The launch of this process, with the split that a stage's `values` ask for. Imports no torch.
+    """The launch of this process, with the tensor and pipeline parallel sizes in a stage's `values`. Imports no torch.
 
     Raises LaunchError for a launch that cannot be what was meant.
     """
@@ -26,7 +26,9 @@ def read_launch(recipe: str, values: Mapping[str, Any]) -> Launch:
 
 
 def prepare(args: "TrainingArguments", launch: Launch) -> None:
-    """Check what accelerate has made of the launch, and have models loaded whole. Call it once `args` are made.
+    """Check what accelerate has made of the launch, and disable ZeRO-3's partitioning while models are loaded.
+
+    Call it once `args` are made.
 
     Raises LaunchError.
     """
@@ -37,6 +39,6 @@ def prepare(args: "TrainingArguments", launch: Launch) -> None:
 
 
 def gather_trained(trainer: "Trainer") -> None:
-    """Have the trained parameters whole on every process again, for what is measured and saved after training."""
+    """Gather the trained parameters on every process, so that measuring and saving are as on a single process."""
     deepspeed.gather_full_parameters(trainer)
     fsdp.gather_full_parameters(trainer)

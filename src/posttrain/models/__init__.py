@@ -1,4 +1,4 @@
-"""Base models: loaded, scored, drawn from; number formats; faster ways on a CPU."""
+"""Base models: loading, generation, scoring, precision; faster code on a CPU."""
 
 from typing import TYPE_CHECKING
 
@@ -7,6 +7,6 @@ if TYPE_CHECKING:
 
 
 def is_prompt_learning(model: "PreTrainedModel") -> bool:
-    """Whether one of a model's adapters is virtual tokens, which stand before each row and its padding."""
+    """Whether one of a model's adapters has virtual tokens, which come before each row and its left padding."""
     configs = getattr(model, "peft_config", None) or {}
     return any(config.is_prompt_learning for config in configs.values())

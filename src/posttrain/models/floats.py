@@ -1,7 +1,7 @@
-"""Floating-point formats, from their bits: what each one holds, and what it rounds away.
+"""Floating-point formats: their range and spacing, and how they round, computed from their bits.
 
-A format is one sign bit, exponent bits and mantissa bits. Everything else follows, and is computed here in Python's
-own floats, which hold each of these formats exactly. Imports no torch.
+A format has one sign bit, exponent bits and mantissa bits; everything else follows from these. Computed in Python's own
+floats, which represent all of these formats exactly. Imports no torch.
 
 Sources: IEEE 754 (fp32, fp16), bfloat16 and TF32 (Kalamkar et al., 2019, arXiv 1905.12322; NVIDIA's A100 white paper),
 FP8 (Micikevicius et al., 2022, arXiv 2209.05433).
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FloatFormat:
-    """One format. `has_infinity` is False for e4m3, which counts on where others keep infinity and most NaNs."""
+    """One format. `has_infinity` is False for e4m3, which has numbers where other formats have infinity and NaNs."""
 
     name: str
     exponent_bits: int
@@ -44,12 +44,12 @@ class FloatFormat:
 
     @property
     def lost_beside_one(self) -> float:
-        """The largest x for which 1 + x is rounded to 1: half of the spacing above 1, as a tie goes to the even one."""
+        """The largest x for which 1 + x rounds to 1: half of the spacing above 1, since ties round to even."""
         return self.spacing_at(1.0) / 2
 
     @property
     def exact_integers(self) -> int:
-        """Every integer up to this one is held; the next one is the first that is not."""
+        """Every integer up to this one is exact; the next one is not."""
         return int(2 ** (self.mantissa_bits + 1))
 
     def spacing_at(self, x: float) -> float:
@@ -60,21 +60,21 @@ class FloatFormat:
         return 2.0 ** (exponent - self.mantissa_bits)
 
     def round(self, x: float) -> float:
-        """The nearest number of this format, ties to even. Beyond the largest: infinity, or where there is none the
-        largest, as in torch 2.13.
+        """The nearest number of this format, ties to even. Beyond the largest: infinity, or the largest number in a
+        format without infinity, as in torch 2.13.
         """
         if not math.isfinite(x):
             return x if self.has_infinity or math.isnan(x) else math.copysign(self.largest, x)
         exponent = math.frexp(max(abs(x), self.smallest_normal))[1] - 1
         step = 2.0 ** (exponent - self.mantissa_bits)
-        rounded = round(x / step) * step  # exact but for Python's round, which takes ties to even
+        rounded = round(x / step) * step  # exact except for Python's round, which rounds ties to even
         if abs(rounded) > self.largest:
             return math.copysign(math.inf if self.has_infinity else self.largest, x)
         return math.copysign(rounded, x)
 
 
 FP32 = FloatFormat("fp32", 8, 23)
-TF32 = FloatFormat("tf32", 8, 10)  # fp32's range and fp16's steps: what tensor cores multiply fp32 matrices in
+TF32 = FloatFormat("tf32", 8, 10)  # fp32's range, fp16's precision: tensor cores multiply fp32 matrices in it
 BF16 = FloatFormat("bf16", 8, 7)
 FP16 = FloatFormat("fp16", 5, 10)
 E4M3 = FloatFormat("fp8 e4m3", 4, 3, has_infinity=False)

@@ -1,4 +1,4 @@
-"""Drawing completions from a model, reproducibly."""
+"""Reproducible generation of completions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,10 +38,10 @@ def generate(
 ) -> list[list[Completion]]:
     """One completion of each prompt for each of `temperatures` (0 is greedy), in the prompts' order.
 
-    Prompts are rendered as in training (`tokens.render`), sorted by length and padded on the left; where virtual tokens
-    stand before the padding, a batch has prompts of one length. A model's own repetition penalty and n-gram ban are
-    switched off. Each batch is seeded by its own first row, so that a run resumed at a batch draws what an
-    uninterrupted one does.
+    Prompts are rendered as in training (`data.conversation.render`), sorted by length and padded on the left; with
+    virtual tokens, which come before the padding, a batch has prompts of one length. A model's own repetition penalty
+    and n-gram ban are switched off. Each batch is seeded by the place of its first row, so that a run resumed at a
+    batch draws what an uninterrupted one does.
     """
     from ..data.conversation import render
     from .cpu.decoding import in_slices
@@ -84,7 +84,7 @@ def generate(
 
 
 def _batches(order: Sequence[int], size: int, *, lengths: Sequence[int] | None) -> Iterator[tuple[int, list[int]]]:
-    """(place in `order`, the next rows), `size` at most; with `lengths`, of one length each."""
+    """(place in `order`, the next rows), `size` rows at most; with `lengths`, all rows of a batch have one length."""
     start = 0
     while start < len(order):
         batch = list(order[start : start + size])
@@ -95,7 +95,7 @@ def _batches(order: Sequence[int], size: int, *, lengths: Sequence[int] | None) 
 
 
 def _shared_prefill(model: "PreTrainedModel", input_ids: Any, attention_mask: Any, copies: int) -> Any:
-    """The cache of prompts (B, T) less their last token, repeated for each completion: (B x copies).
+    """The cache of prompts (B, T) without their last token, repeated for each completion: (B x copies).
 
     `generate(num_return_sequences=n)` repeats the prompts first and computes each n times; for short completions
     that is most of the work.
@@ -117,7 +117,7 @@ def _cuda_devices() -> list[int]:
 
 
 def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """The ids that end a completion: the tokenizer's EOS, and those the model's own settings add."""
+    """The ids that end a completion: the tokenizer's EOS, and those in the model's generation_config."""
     own = model.generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own] if own is not None else [])}
 
@@ -125,15 +125,15 @@ def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -
 def settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> GenerationConfig:
     """Greedy, with the model's own repetition penalty and n-gram ban switched off.
 
-    `generate` fills in what is not named here from the model's own settings: its suppressed and forced tokens stay, in
-    an evaluation; PPO refuses them (`check_generation_settings`).
+    `generate` takes everything else from the model's generation_config. So suppressed and forced tokens stay in
+    evaluations; PPO refuses them (`check_generation_settings`).
     """
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(end_tokens(model, tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
-        use_cache=True,  # training in full writes False into a model's settings
+        use_cache=True,  # full fine-tuning writes False into the model's config
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
     )
@@ -147,9 +147,9 @@ _OTHER_DISTRIBUTION = (
 
 
 def check_generation_settings(model: "PreTrainedModel") -> None:
-    """A model whose own settings forbid or force tokens draws from another distribution than its logits'.
+    """Raise ValueError if the model's generation_config forbids or forces tokens, naming the settings.
 
-    Raises ValueError, naming the settings: what is trained on such draws would be weighed by the wrong ratio.
+    Such samples do not follow the distribution of the logits, so PPO's ratios would be wrong.
     """
     own = {name: getattr(model.generation_config, name, None) for name in _OTHER_DISTRIBUTION}
     found = [f"{name}={value}" for name, value in own.items() if value]
@@ -158,16 +158,16 @@ def check_generation_settings(model: "PreTrainedModel") -> None:
 
 
 class Draw(LogitsProcessor):  # type: ignore[misc]
-    """Draws one token a row at the row's temperature (0 is greedy) and leaves it as the only one.
+    """Samples one token per row at the row's temperature (0 is greedy), and masks all others.
 
-    `generate(do_sample=True)` has one temperature a batch, and draws by filling a (B, V) matrix with exponential
-    variates: a quarter of the time of short completions on a CPU. One uniform number a row and the cumulative
-    distribution do the same, and let the caller say which number.
+    `generate(do_sample=True)` has one temperature per batch, and samples by filling a (B, V) matrix with exponential
+    variates, which takes a quarter of the time of short completions on a CPU. One uniform number per row and the
+    cumulative distribution do the same, and the caller chooses the numbers.
 
     Args:
-        temperatures: one a row.
+        temperatures: one per row.
         top_p: the nucleus; 1 is everything.
-        uniform: given the token's place in the completion, one number in [0, 1) a row (B,).
+        uniform: given the token's place in the completion, returns one number in [0, 1) per row (B,).
     """
 
     def __init__(self, temperatures: Sequence[float], top_p: float, uniform: Callable[[int], Tensor]) -> None:
@@ -175,11 +175,11 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
         self.greedy = 0 in temperatures
         self.nucleus = TopPLogitsWarper(top_p) if top_p < 1.0 else None
         self.place = 0
-        self.logprobs: list[Tensor] | None = None  # of the drawn tokens, with what they were drawn from
+        self.logprobs: list[Tensor] | None = None  # of the sampled tokens, under the sampling distribution
         self.entropies: list[Tensor] = []
 
     def keep(self) -> None:
-        """Keep each drawn token's log-probability and the entropy of its distribution, (B,) a place."""
+        """Keep each sampled token's log-probability and the entropy of its distribution, (B,) per place."""
         self.logprobs = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -197,7 +197,7 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
             chosen = torch.where(temperatures > 0, chosen, scores.argmax(-1, keepdim=True))
         if self.logprobs is not None:
             self.logprobs.append(log_p.gather(1, chosen)[:, 0])
-            log_p.clamp_(min=torch.finfo(log_p.dtype).min)  # or a token that cannot be drawn gives 0 times infinity
+            log_p.clamp_(min=torch.finfo(log_p.dtype).min)  # or a token of probability 0 gives 0 times infinity
             self.entropies.append(-torch.linalg.vecdot(probabilities, log_p))
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
@@ -209,10 +209,10 @@ def fresh_uniforms(rows: int, device: Any, place: int) -> Tensor:
 
 @dataclass
 class Generation:
-    """Completions of B prompts, T the longest one's tokens."""
+    """Completions of B prompts; the longest has T tokens."""
 
-    ids: list[list[int]]  # up to and with EOS
-    logprobs: Tensor | None  # (B, T) of each token under the distribution that it was drawn from; past EOS, anything
+    ids: list[list[int]]  # up to and including EOS
+    logprobs: Tensor | None  # (B, T) of each token under the distribution that it was sampled from; arbitrary past EOS
     entropies: Tensor | None  # (B, T) of those distributions
 
 
@@ -226,9 +226,9 @@ def generate_ids(
     max_new_tokens: int,
     uniforms: Tensor,
 ) -> Generation:
-    """One completion a row; prompts (B, P) are padded on the left.
+    """One completion per row; prompts (B, P) are padded on the left.
 
-    `uniforms` (B, max_new_tokens) are the random numbers: the same ones draw the same completions, in any batch.
+    `uniforms` (B, max_new_tokens) are the random numbers: the same ones give the same completions, in any batch.
     """
     from .cpu.decoding import cache_with_room, in_slices
 
@@ -250,6 +250,6 @@ def generate_ids(
 
 
 def until_end(row: list[int], ends: set[int]) -> list[int]:
-    """The tokens up to and with the first that ends a completion."""
+    """The tokens up to and including the first that ends a completion."""
     end = next((t for t, token in enumerate(row) if token in ends), None)
     return row if end is None else row[: end + 1]

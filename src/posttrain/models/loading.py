@@ -27,10 +27,10 @@ HEADS = {
 
 
 def check_base(settings: ModelSettings, inherited: Lineage | None) -> str:
-    """The base model's name, after everything that can be checked without reading weights.
+    """The base model's name, after all checks that do not need the weights.
 
-    Raises ConfigError when none is named or the stage's input has another; ArtifactError when a local folder is not a
-    model or one of its files is truncated.
+    Raises ConfigError when none is named; ArtifactError when it is not the base of the stage's input, or a local folder
+    is not a model or has a truncated file.
     """
     name = settings.model_name_or_path or (inherited.base["name"] if inherited else "")
     if not name:
@@ -78,9 +78,9 @@ def describe_base(name: str, settings: ModelSettings, model: "PreTrainedModel") 
 def load_tokenizer(
     name: str, settings: ModelSettings, *, task: str = "CAUSAL_LM", trust_remote_code: bool = False
 ) -> Any:
-    """The tokenizer, with a pad token: its own, else EOS. Raises ArtifactError when it cannot be had.
+    """The tokenizer, with its own pad token or else EOS. Raises ArtifactError when it cannot be loaded or has no EOS.
 
-    A tagger needs no EOS; it is given words, and those of a byte-level tokenizer begin with a space.
+    A tagger needs no EOS. It reads separate words, to which a byte-level tokenizer must add the space before.
     """
     from transformers import AutoTokenizer
 
@@ -92,12 +92,12 @@ def load_tokenizer(
     except (OSError, ValueError) as error:
         raise ArtifactError(_unreachable(name, error)) from error
     if task == "TOKEN_CLS":
-        tokenizer.padding_side = "right"  # places of words are counted from the left
+        tokenizer.padding_side = "right"  # words are located from the left
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
     if tokenizer.eos_token_id is None:
-        raise ArtifactError(f"{name}: the tokenizer has no EOS token, so that a policy could never learn to stop")
+        raise ArtifactError(f"{name}: the tokenizer has no EOS token, so a policy could never learn to stop")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -106,11 +106,11 @@ def load_tokenizer(
 def load_base(
     name: str, settings: ModelSettings, *, task: str, labels: Sequence[str] = (), trust_remote_code: bool = False
 ) -> Any:
-    """The base model with the head of `task`, 4-bit when asked for.
+    """The base model with the head of `task`, quantised to 4 bits if the settings say so.
 
-    CAUSAL_LM, SEQ_CLS with one score, or TOKEN_CLS with an output for each of `labels`.
+    CAUSAL_LM, SEQ_CLS with one score, or TOKEN_CLS with one output per label in `labels`.
 
-    `dtype: auto` is bf16 on a GPU that multiplies it, else fp32.
+    `dtype: auto` is bf16 on a GPU with bf16 in hardware, else fp32.
     """
     import torch
     import transformers
@@ -133,7 +133,7 @@ def load_base(
     if task == "TOKEN_CLS":
         kwargs["id2label"] = dict(enumerate(labels))
         kwargs["label2id"] = {label: i for i, label in enumerate(labels)}
-        kwargs["ignore_mismatched_sizes"] = True  # a published tagger's head has its own labels, and gives way
+        kwargs["ignore_mismatched_sizes"] = True  # replaces the head of a published tagger, which has other labels
     try:
         model = head.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
@@ -160,11 +160,11 @@ def _nf4(settings: ModelSettings, dtype: Any) -> Any:
         raise ConfigError("load_in_4bit: true needs bitsandbytes: pip install 'posttrain[bitsandbytes]'")
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        llm_int8_skip_modules=["lm_head", "classifier", "score"],  # transformers' own guess of the head misses BERT's
+        llm_int8_skip_modules=["lm_head", "classifier", "score"],  # transformers' default misses BERT's head
         bnb_4bit_quant_type=settings.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=settings.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=dtype,
-        # FSDP splits floating-point storage; accelerate leaves bytes whole on every process.
+        # FSDP shards floating-point storage only; accelerate keeps full bytes on every process.
         bnb_4bit_quant_storage=dtype if launch_of(os.environ).strategy == "fsdp2" else "uint8",
     )
 
@@ -180,7 +180,7 @@ def template_sha256(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def tokenizer_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Over what decides the ids: vocabulary, merges, normalisation; not over padding, which a use leaves behind."""
+    """Hash of all that decides the ids (vocabulary, merges, normalisation), without padding, which use changes."""
     if not hasattr(tokenizer, "backend_tokenizer"):
         return digest(tokenizer.get_vocab())
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -188,7 +188,7 @@ def tokenizer_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", lineage: Lineage, run_dir: Path) -> None:
-    """Refuse a tokenizer or chat template that is not the one a stage was trained with. Raises ArtifactError."""
+    """Raise ArtifactError if the tokenizer or chat template is not the one that a stage was trained with."""
     for what, now, then in (
         ("chat template", template_sha256(tokenizer), lineage.chat_template_sha256),
         ("tokenizer", tokenizer_sha256(tokenizer), lineage.tokenizer_sha256),

@@ -1,7 +1,7 @@
-"""In which number format this machine trains: decided once, before anything is loaded, and said aloud.
+"""The number format that this machine trains in, decided before anything is loaded.
 
-bf16 is worth having where the processor multiplies it: on CUDA from Ampere on, on CPUs with AVX512-BF16 or AMX. On
-other CPUs it is emulated, and slower than fp32 by two orders of magnitude.
+bf16 is used where the processor has it in hardware: on CUDA from Ampere on, on CPUs with AVX512-BF16 or AMX. On other
+CPUs it is emulated, and slower than fp32 by two orders of magnitude.
 """
 
 import os
@@ -30,8 +30,8 @@ def has_bf16() -> bool:
 def decide(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in `bf16`, `use_cpu` and `ddp_backend` of a trainer's values.
 
-    Where the recipe does not say, accelerate's `mixed_precision` does. Raises ConfigError for what the machine, or
-    DeepSpeed, cannot do.
+    accelerate's `mixed_precision` decides if the recipe does not. Raises ConfigError for a precision that the machine
+    or DeepSpeed does not support.
     """
     import torch
 
@@ -69,10 +69,11 @@ def decide(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_weights(model: "PreTrainedModel") -> str | None:
-    """What rounds away of a model's training where it trains 16-bit weights that nobody keeps in fp32; None elsewhere.
+    """A note if 16-bit weights are trained without fp32 copies, so that small updates are rounded away; else None.
 
-    Such are full fine-tuning with `dtype: bfloat16`, the new head of an adapter on a bf16 base (PEFT upcasts layers
-    alone), and TRL's adapters on a 4-bit base. DeepSpeed keeps fp32 masters by itself: not to be asked there.
+    That happens in full fine-tuning with `dtype: bfloat16`, in the new head of an adapter on a bf16 base (PEFT upcasts
+    adapter layers only), and in TRL's adapters on a 4-bit base. Do not call it under DeepSpeed, which keeps fp32
+    masters.
     """
     import torch
 
@@ -93,7 +94,7 @@ def describe_weights(model: "PreTrainedModel") -> str | None:
 
 
 def take_off_autocast(model: "PreTrainedModel") -> None:
-    """Give a trained model its own `forward` back, so that it computes as it does when it is loaded again."""
+    """Remove accelerate's autocast wrapper from a model, so that it computes as it will when it is loaded again."""
     from ..upstream.accelerate import forward_before_autocast
 
     own = forward_before_autocast(model)
@@ -103,7 +104,7 @@ def take_off_autocast(model: "PreTrainedModel") -> None:
 
 @contextmanager
 def without_autocast(model: "PreTrainedModel") -> Iterator[None]:
-    """`take_off_autocast` for a moment."""
+    """`take_off_autocast` within the block."""
     wrapped = vars(model).get("forward")
     take_off_autocast(model)
     try:

@@ -21,7 +21,7 @@ def score(
 ) -> list[float]:
     """The score of each row of token ids, padded on the right and read at each row's last token.
 
-    `pooled(model, input_ids, attention_mask)` gives a batch's scores; `pooled_scores` where it is left out.
+    `pooled(model, input_ids, attention_mask)` computes a batch's scores (B,); default: `pooled_scores`.
     """
     import torch
 
@@ -46,7 +46,7 @@ def pooled_scores(model: "PreTrainedModel", input_ids: Any, attention_mask: Any)
     """Scores (B,) at the last attended token of right-padded (B, T) rows, whatever the pad id is."""
     from transformers.trainer_utils import unwrap_peft_model
 
-    if is_prompt_learning(model):  # virtual tokens go in through PEFT's forward, and transformers finds the last token
+    if is_prompt_learning(model):  # only PEFT's forward adds virtual tokens; transformers finds the last token
         return model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
     base = unwrap_peft_model(model)
     trunk = getattr(base, base.base_model_prefix)

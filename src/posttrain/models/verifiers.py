@@ -1,6 +1,6 @@
-"""Judges of a completion that need no model: exact match, a regular expression, or a function of yours.
+"""Verifiers, which score a completion without a model: exact match, a regular expression, or your own function.
 
-exact_match          1 when the completion equals the row's own (white space around it aside), else 0
+exact_match          1 when the completion equals the row's own, surrounding white space aside, else 0
 regex:PATTERN        1 when PATTERN matches the whole completion, else 0
 module:function      function(prompt, completion, row) -> float, imported from the working directory or the path
 """

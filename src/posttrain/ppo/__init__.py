@@ -1,4 +1,4 @@
-"""PPO on TRL's base trainer: `PPOTrainer(model, reward_funcs, args=PPOConfig(...), train_dataset=...)`."""
+"""PPO on transformers' Trainer: `PPOTrainer(model, reward_funcs, args=PPOConfig(...), train_dataset=...)`."""
 
 from .config import PPOConfig
 from .trainer import PPOTrainer

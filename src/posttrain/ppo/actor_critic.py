@@ -2,11 +2,11 @@
 
     role        with an adapter                       full fine-tuning
     policy      adapter "default", trained            the model, trained
-    reference   a frozen copy of it, if it was        a frozen copy of the model
-                trained before; or no adapter
-    value       a head on the policy's trunk;         a head on the policy's trunk;
+    reference   a frozen copy of the adapter if it    a frozen copy of the model
+                was trained before, else the base
+    value       a head on the policy's trunk;         a head on the policy's trunk,
                 an adapter and a head; or a model     or a model
-    reward      an adapter and its score head         a model of its own (rewards.py)
+    reward      an adapter and its score head         a separate model (rewards.py)
 
 Roles are switched by `upstream.peft.switched` and not by PEFT's `set_adapter` and `disable_adapter`: those change
 `requires_grad` of the adapters that they leave and enter, in the middle of an update.
@@ -33,15 +33,15 @@ T = TypeVar("T")
 
 
 class ActorCritic(nn.Module):
-    """The policy and its critic in one module: one forward and one backward cover both, as DDP needs it.
+    """The policy and its critic in one module, because DDP needs one forward and one backward pass for both.
 
     Args:
         policy: a causal language model, or a PeftModel whose adapter `default` is trained.
-        value_mode: `head` (on the policy's trunk), `adapter` (an adapter of its own) or `model` (a trunk of its own).
-        copy_reference: whether the reference is a frozen copy of the policy as it is now. False is for a fresh adapter,
-            which changes nothing yet: there the base without adapter is the reference, and nothing is copied.
-        temperature: what logits are divided by, in every log-probability.
-        entropies: whether `forward` gives them. An update has no use for them.
+        value_mode: `head` (on the policy's trunk), `adapter` (a separate adapter) or `model` (a separate trunk).
+        copy_reference: whether the reference is a frozen copy of the policy as it is now. False for a fresh adapter,
+            which changes nothing yet: the base without the adapter is then the reference, and nothing is copied.
+        temperature: logits are divided by it in every log-probability.
+        entropies: whether `forward` returns them. Updates do not use them.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ActorCritic(nn.Module):
         self.score_heads = nn.ModuleDict()  # of the reward adapters, by adapter
         self.reference: str | None = NO_ADAPTER
         self.checkpointing: tuple[dict[str, Any], dict[str, Any]] | None = None
-        self.in_one_pass = value_mode == "adapter"  # off for good once a layer is given other rows than the batch's
+        self.in_one_pass = value_mode == "adapter"  # off for good once a layer is given rows other than the batch's
         if not self.is_peft:
             self.reference_model = copy.deepcopy(policy).eval().requires_grad_(False)
             add_fused_lm_head(self.reference_model, temperature=temperature)
@@ -78,7 +78,7 @@ class ActorCritic(nn.Module):
             self.value_model = trunk_of(whole.merge_and_unload() if self.is_peft else whole).requires_grad_(True)
         outputs = ("log_probs", "entropy") if entropies else ("log_probs",)
         add_fused_lm_head(unwrap_peft_model(policy), temperature=temperature, outputs=outputs)
-        # Zero: a critic that has learned nothing expects nothing.
+        # Zero, so that an untrained critic predicts a value of 0.
         self.value_head = Head(policy.config.get_text_config().hidden_size, 1, device=policy.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
@@ -97,8 +97,8 @@ class ActorCritic(nn.Module):
         return device
 
     def train(self, mode: bool = True) -> "ActorCritic":
-        """As of any module; but where all parts are in this mode their own parts are not visited. transformers asks for
-        it each micro-batch, and a walk through all of them takes time."""
+        """As in any module, but skipped if all children are in this mode already: transformers calls it for every
+        micro-batch, and visiting every submodule takes time."""
         return self if all(m.training == mode for m in (self, *self.children())) else super().train(mode)
 
     def add_model_tags(self, tags: Any) -> None:
@@ -111,9 +111,9 @@ class ActorCritic(nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **placement: Any
     ) -> None:
-        """Checkpoint the trunk. With a value adapter, a block is recomputed in the role that it was computed in.
+        """Checkpoint the trunk. With a value adapter, a block is recomputed with the adapter of its forward pass.
 
-        Without that, the backward pass of the policy would recompute its activations with the value adapter.
+        Otherwise the policy's backward pass would recompute its activations with the value adapter.
         """
         if gradient_checkpointing_kwargs is None and self.checkpointing is not None:
             options, placement = self.checkpointing  # TRL switches it off for a rollout, and on again without options
@@ -145,7 +145,7 @@ class ActorCritic(nn.Module):
     # Roles
 
     def set_trainable(self) -> None:
-        """Fix which layers have adapters, and that only the policy's and the critic's parameters are trained."""
+        """Find the layers that have adapters, and make only the policy's and the critic's parameters trainable."""
         from ..upstream.peft import adapter_layers
 
         self.adapter_layers = adapter_layers(self.policy)
@@ -163,7 +163,7 @@ class ActorCritic(nn.Module):
         return name.startswith(("value_head.", "value_model.")) or VALUE in name.split(".")
 
     def role(self, adapter: str | None) -> AbstractContextManager[None]:
-        """Compute with this adapter, or with none, for a while."""
+        """A context in which the policy's layers compute with this adapter, or with none."""
         from ..upstream.peft import switched
 
         return switched(self.adapter_layers, adapter)
@@ -182,7 +182,7 @@ class ActorCritic(nn.Module):
     def add_reward_adapter(self, folder: Path) -> str:
         """Load a reward model's adapter and score head beside the policy, frozen; return the adapter's name.
 
-        The head is read by hand: loading a SEQ_CLS adapter onto a causal model drops it without a word.
+        The head is read separately: loading a SEQ_CLS adapter onto a causal model, PEFT silently drops it.
         """
         from peft import PeftConfig, set_peft_model_state_dict
         from safetensors.torch import load_file
@@ -209,7 +209,8 @@ class ActorCritic(nn.Module):
         return name
 
     def add_value_adapter(self) -> None:
-        """An adapter for the critic: the first reward model's, where there is one (Ouyang et al., 2022, appendix C)."""
+        """Add the critic's adapter: a copy of the first reward model's if there is one (Ouyang et al., 2022,
+        appendix C), else a fresh one."""
         if not self.score_heads:
             self.policy.add_adapter(VALUE, copy.deepcopy(self.policy.peft_config[POLICY]))
         else:
@@ -217,7 +218,7 @@ class ActorCritic(nn.Module):
             self._copy_adapter(name, VALUE)
             self.value_head.load_state_dict({**self.value_head.state_dict(), **self.score_heads[name].state_dict()})
         self.set_trainable()
-        if self.is_gradient_checkpointing:  # by whoever made the policy, who knew of no roles
+        if self.is_gradient_checkpointing:  # switched on with the policy, before there were roles
             self.gradient_checkpointing_enable()
 
     # Computing
@@ -228,8 +229,8 @@ class ActorCritic(nn.Module):
         """Log-probabilities, entropies (if asked for) and values of completion tokens, each (B, C).
 
         `input_ids` and `attention_mask` are (B, P + C), prompts padded on the left and completions on the right;
-        `completion_mask` is (B, C). A token's value is that of the state before it. Zero on padding. `detach_critic`
-        keeps the value's gradient out of the policy's trunk.
+        `completion_mask` is (B, C). A token's value is that of the state before it. Results are zero on padding.
+        `detach_critic` keeps the value's gradient out of the policy's trunk.
         """
         # A checkpointed block would be recomputed with one adapter for all rows.
         if self.in_one_pass and self.checkpointing is None and all_plain(self.adapter_layers, (POLICY, VALUE)):
@@ -261,7 +262,7 @@ class ActorCritic(nn.Module):
         return logprobs[:rows], None if entropies is None else entropies[:rows], values
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
-        """Values (B, C) by the critic's own trunk, without the policy's pass."""
+        """Values (B, C) by the critic's own trunk, without a forward pass of the policy."""
         trunk = self.value_model if self.value_mode == "model" else trunk_of(self.policy)
         with self.role(VALUE if self.value_mode == "adapter" else POLICY):
             hidden = trunk(
@@ -274,7 +275,7 @@ class ActorCritic(nn.Module):
 
     @contextmanager
     def recorded_values(self) -> Iterator[list[Tensor]]:
-        """With a head on the policy's trunk: the value (B,) before each token drawn inside the block."""
+        """With a value head on the policy's trunk: the value (B,) before each token that is drawn in the block."""
         recorded: list[Tensor] = []
 
         def note(module: Any, args: Any, output: Any) -> None:
@@ -292,7 +293,7 @@ class ActorCritic(nn.Module):
         return self.as_reference(lambda model: self._logprobs(model, input_ids, attention_mask, completion_mask)[0])
 
     def as_reference(self, compute: Callable[[Any], T]) -> T:
-        """`compute(model)` in the reference's role."""
+        """The result of `compute(model)`, where the model is the reference."""
         if self.reference_model is not None:
             return compute(self.reference_model)
         with self.role(self.reference):
@@ -323,9 +324,9 @@ class ActorCritic(nn.Module):
 
 
 class Head(nn.Linear):
-    """A linear layer that computes in fp32, whatever the precision of its input and of its own weights.
+    """A linear layer that computes in fp32, whatever the precision of its input and weights.
 
-    In bf16 a value near 8 could only move in steps of 1/16.
+    In bf16 a value near 8 could change only in steps of 1/16.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -347,8 +348,8 @@ def positions(attention_mask: Tensor) -> Tensor:
 
 @contextmanager
 def kept_hidden_states(trunk: Any) -> Iterator[list[Tensor]]:
-    """The last hidden states (B, T, H) of each forward of `trunk` inside the block: the head of the critic needs what
-    the language-model head was given, and one pass gives both."""
+    """The last hidden states (B, T, H) of each forward pass of `trunk` in the block: the critic's head and the
+    language-model head need the same ones, and one pass gives both."""
     kept: list[Tensor] = []
     handle = trunk.register_forward_hook(lambda module, args, output: kept.append(output[0]))
     try:

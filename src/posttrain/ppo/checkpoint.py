@@ -1,9 +1,9 @@
-"""What a checkpoint of PPO holds beside transformers' own files, so that a resumed run is the same run.
+"""What a PPO checkpoint holds beside transformers' own files, so that a resumed run equals an uninterrupted one.
 
-actor_critic.safetensors    the trained tensors, of policy and critic; DeepSpeed keeps them beside its optimizer
-rollout-<rank>.safetensors  each process's rollout, where the checkpoint is in the middle of one
-ppo_state.json              the place in it; the KL controller, the scores' moments, the health watch
-healthy.safetensors         what `on_unhealthy: rollback` goes back to
+actor_critic.safetensors    the trained tensors of policy and critic; DeepSpeed keeps them beside its optimizer
+rollout-<rank>.safetensors  each process's rollout, if the checkpoint is in the middle of one
+ppo_state.json              the micro-batches done; the KL controller, the scores' moments, the health watch
+healthy.safetensors         the weights that `on_unhealthy: rollback` returns to
 """
 
 import json
@@ -23,7 +23,7 @@ ROLLOUT = "rollout-{rank}.safetensors"
 
 
 def save(trainer: "Trainer", folder: Path) -> None:
-    """Write all of it, and wait for every process: another one's rollout belongs to the checkpoint too."""
+    """Write these files, and wait until every process has written its rollout."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def save(trainer: "Trainer", folder: Path) -> None:
 
 
 def load_weights(trainer: "Trainer", folder: Path) -> None:
-    """Read the trained tensors back. Raises ValueError when they are others than this trainer's."""
+    """Read the trained tensors back. Raises ValueError when their names are not those of this trainer's."""
     from safetensors.torch import load_file
 
     saved, mine = load_file(folder / WEIGHTS), trainer.accelerator.unwrap_model(trainer.model).trainable()
@@ -65,7 +65,7 @@ def load_state(trainer: "Trainer", folder: Path) -> None:
     if state["world_size"] != trainer.args.world_size:
         raise ConfigError(
             f"{folder} was written by {state['world_size']} processes, this run has {trainer.args.world_size}; a "
-            "rollout cannot be shared out anew in its middle: resume with as many"
+            f"rollout that has begun cannot be redistributed: resume with {state['world_size']}"
         )
     trainer._step, trainer.abandoned = state["step"], state["abandoned"]
     trainer.collector.load_state_dict(state["collector"])

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def check_dataset(dataset: "Dataset", name: str, args: PPOConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise ValueError unless there are prompts, enough for a rollout and none too long. `name` is the argument's."""
+    """Raise ValueError unless there are enough prompts for a rollout and none is too long.
+
+    `name` is the trainer's argument that the dataset was passed as.
+    """
     if dataset is None or not len(dataset):
         raise ValueError(f"{name} is empty; PPO needs rows with a prompt")
     if "prompt" not in dataset.column_names:
@@ -34,13 +37,13 @@ def check_dataset(dataset: "Dataset", name: str, args: PPOConfig, tokenizer: "Pr
 
 
 def check_settings(args: PPOConfig, *, is_fsdp: bool, is_deepspeed: bool) -> None:
-    """Raise ValueError for settings that do not go together, or not with the strategy that was launched."""
+    """Raise ValueError for settings that contradict each other or the launched strategy."""
     if is_fsdp:
         raise ValueError(
             "PPO's checkpoints do not gather what FSDP splits: use an accelerate config with DDP, or with "
             "DeepSpeed's ZeRO-2 or ZeRO-3"
         )
-    # DeepSpeed takes its step within the backward pass, before a gradient could be dropped.
+    # DeepSpeed takes the optimizer step inside the backward pass, before a gradient could be dropped.
     if is_deepspeed and args.kl_stop is not None:
         raise ValueError("kl_stop cannot leave out an optimizer step of DeepSpeed's; use kl_target, or DDP")
     if is_deepspeed and args.critic_warmup_steps:

@@ -1,9 +1,9 @@
-"""One rollout: draw completions, score them, weigh them.
+"""One rollout: sample completions, score them, compute advantages.
 
-draw        completions of the policy as it is now
-score       by every reward, summed, normalised, cut
+draw        completions from the policy as it is now
+score       by every reward: weighted sum, normalised, clipped
 evaluate    log-probabilities of policy and reference, values of the critic
-weigh       KL and scores as a reward a token; advantages and returns
+weigh       rewards per token from KL and scores; advantages and returns
 """
 
 import time
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 class Collector:
-    """Makes the rollouts of `PPOTrainer`, and holds what changes from one to the next.
+    """Makes the rollouts of `PPOTrainer`, and holds the state that changes from one to the next.
 
     Args:
-        model: the roles.
-        rewards: what `rewards.as_reward` made.
-        metrics: where it writes what it saw.
+        model: policy, reference, critic and reward adapters.
+        rewards: made by `rewards.as_reward`.
+        metrics: where the rollout's numbers are recorded.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Collector:
         self.weights = torch.tensor(weights, device=accelerator.device)
         self.kl = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self.score_moments = RunningMoments()
-        self.rollouts = 0  # made so far, for training
+        self.rollouts = 0  # training rollouts made so far
         self.evaluated = 0  # batches of evaluation prompts, in this evaluation
         self.drawn: list[dict[str, Any]] = []  # a few completions of the last rollout, for people to read
         self.vllm: VLLMSampler | None = None
@@ -75,9 +75,9 @@ class Collector:
 
     @torch.no_grad()
     def collect(self, rows: Sequence[dict[str, Any]], mode: str) -> tuple[Rollout, dict[str, float]]:
-        """A completion of each row's prompt, with all that an update needs; and what the rollout was like.
+        """One completion per prompt, with all that an update needs, and the rollout's metrics.
 
-        `mode` is `train` or `eval`; an evaluation moves no controller and no average.
+        `mode` is `train` or `eval`; an evaluation changes neither the KL controller nor the running moments.
         """
         device, metrics = self.accelerator.device, self.metrics
         clock = time.perf_counter()
@@ -127,7 +127,7 @@ class Collector:
             "completions/stopped": metrics.mean(stopped.float()),
         }
         for reward, given in zip(self.rewards, by_reward, strict=True):
-            # A function may leave rows to another.
+            # NaN where a function returned None for a row.
             metrics.add(mode, f"rewards/{reward.name}", metrics.mean(given[~given.isnan()]))
         for name, value in seen.items():
             metrics.add(mode, name, value)
@@ -140,7 +140,7 @@ class Collector:
     def _draw(
         self, prompts: Sequence[list[int]], prompt_ids: Tensor, prompt_mask: Tensor, mode: str
     ) -> tuple[Generation, list[Tensor]]:
-        """The completions, and with a head on the policy's trunk the values before each of their tokens."""
+        """The completions and, with a value head on the policy's trunk, the value before each of their tokens."""
         args = self.args
         if mode == "eval":
             self.evaluated += 1
@@ -163,7 +163,7 @@ class Collector:
         return drawn, recorded
 
     def _score(self, rows: Sequence[dict[str, Any]], completion_ids: Sequence[list[int]]) -> Tensor:
-        """Each reward's score of each completion (R, B); NaN where a function has no opinion."""
+        """Each reward's score of each completion (R, B); NaN where a function returned None."""
         prompts = [row["prompt"] for row in rows]
         texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         completions = [as_turn(p, text) for p, text in zip(prompts, texts, strict=True)]
@@ -178,7 +178,7 @@ class Collector:
         return scores
 
     def shape_scores(self, raw: Tensor, stopped: Tensor, mode: str) -> Tensor:
-        """Normalised by what was seen so far, cut, and lowered where EOS is missing: (B,)."""
+        """Scores (B,) after running normalisation, clipping and the penalty for a missing EOS, as `args` ask."""
         args, scores = self.args, raw.double()
         if args.reward_normalization:
             if mode == "train":
@@ -196,19 +196,19 @@ class Collector:
     ) -> list[Tensor]:
         """Log-probabilities, entropies and values of the policy, log-probabilities of the reference: each (B, C).
 
-        The policy's are those that the tokens were drawn by. Under autocast, or after vLLM, they are computed again:
-        a rollout then computes in another precision than the update, and the first ratio must be 1.
+        The policy's log-probabilities are those that the tokens were sampled with. Under autocast or vLLM they are
+        recomputed: the rollout's precision then differs from the update's, and the first ratio must be 1.
         """
         width, model = completion_mask.shape[1], self.model
         start = ids.shape[1] - width  # of the completions
         prompts, completions = attended[:, :start].sum(1), completion_mask.sum(1)
         found = [torch.zeros_like(completion_mask, dtype=torch.float32) for _ in range(4)]
-        # Without gradients twice an update's rows fit; rows of similar length share a pass, without their padding.
+        # Without gradients, twice as many rows fit as in an update; rows of similar length share a pass.
         for rows in torch.split((prompts + completions).argsort(), 2 * self.args.per_device_train_batch_size):
             drawn_here = int(completions[rows].max())
             columns = slice(start - int(prompts[rows].max()), start + drawn_here)
             batch = ids[rows, columns], attended[rows, columns], completion_mask[rows, :drawn_here]
-            # The roles are called past accelerate's wrapper: without this they would compute in another precision.
+            # The roles are not called through accelerate's wrapper, so autocast must be entered here.
             with self.accelerator.autocast():
                 if drawn.logprobs is None or drawn.entropies is None or self.args.recomputes:
                     policy = model(*batch)
@@ -220,7 +220,7 @@ class Collector:
         return [part * completion_mask for part in found]
 
     def pop_completions(self) -> list[dict[str, Any]]:
-        """A few completions of the last rollout, for people to read; each is given out once."""
+        """A few completions of the last rollout, for people to read; each is returned once."""
         drawn, self.drawn = self.drawn, []
         return drawn
 

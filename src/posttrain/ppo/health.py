@@ -1,14 +1,13 @@
-"""What goes wrong in PPO before the reward says so, named when it begins.
+"""Failures of PPO that show in its metrics before the reward drops, each reported when it begins.
 
-    not finite           KL or entropy is no number
-    kl runaway           more than KL_A_TOKEN nats a token from the reference, or four times kl_target
-    entropy collapse     less than a tenth of the entropy at the start
-    length growth        twice as long as at the start, and fewer than half as many completions stop
-    dead critic          it has explained nothing of the returns for PATIENCE rollouts
-    reward saturation    all completions of a rollout scored alike, for PATIENCE rollouts
+    not finite           KL or entropy is NaN or infinite
+    kl runaway           KL to the reference above KL_PER_TOKEN nats per token, or above four times kl_target
+    entropy collapse     entropy below a tenth of that at the start
+    length growth        completions twice as long as at the start, and fewer than half as many end by EOS
+    dead critic          explained variance of the returns at most 0 for PATIENCE rollouts
+    reward saturation    all completions of a rollout got the same score, for PATIENCE rollouts
 
-`on_unhealthy: warn` goes on, `stop` ends training there, `rollback` ends it with the weights of the last healthy
-rollout.
+`on_unhealthy: warn` continues, `stop` ends training, `rollback` ends it with the weights of the last healthy rollout.
 """
 
 import math
@@ -28,13 +27,13 @@ if TYPE_CHECKING:
 
     from .actor_critic import ActorCritic
 
-KL_A_TOKEN = 1.0
+KL_PER_TOKEN = 1.0
 PATIENCE = 5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: since which step, the number, and what to try."""
+    """One failure: its name, the step at which it began, the number and its limit, and what to try."""
 
     name: str
     step: int
@@ -47,7 +46,7 @@ class Finding:
 
 
 class HealthWatch(TrainerCallback):  # type: ignore[misc]
-    """Looks at each rollout of `PPOTrainer`; a finding is reported once, when it begins, and again if it comes back."""
+    """Checks each rollout of `PPOTrainer`. A finding is reported when it begins, and again only if it comes back."""
 
     def __init__(self, on_unhealthy: str, kl_target: float | None) -> None:
         self.on_unhealthy, self.kl_target = on_unhealthy, kl_target
@@ -63,7 +62,7 @@ class HealthWatch(TrainerCallback):  # type: ignore[misc]
         return [asdict(f) for f in self.findings]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know; the weights of the last healthy rollout are kept beside it."""
+        """What a resumed run needs, but for the weights of the last healthy rollout, which have their own file."""
         return {
             "findings": self.to_list(), "wrong": sorted(self.wrong), "first": self.first,
             "explained": list(self.explained), "spread": list(self.spread), "end": self.end,
@@ -76,7 +75,7 @@ class HealthWatch(TrainerCallback):  # type: ignore[misc]
         self.spread.extend(state["spread"])
 
     def look(self, step: int, metrics: Mapping[str, float], model: "ActorCritic") -> None:
-        """Examine a rollout's numbers; `model` is still the one that drew it."""
+        """Check a rollout's metrics. `model` must still be the one that sampled it."""
         found = self.examine(step, metrics)
         begun = [f for f in found if f.name not in self.wrong]
         self.wrong = {f.name for f in found}
@@ -97,7 +96,7 @@ class HealthWatch(TrainerCallback):  # type: ignore[misc]
         model: "ActorCritic | None" = None,
         **kwargs: Any,
     ) -> None:
-        """End training where `look` said so; a rollback undoes this step too."""
+        """End training if `look` asked for it; a rollback undoes this step too."""
         if not self.end:
             return
         control.should_training_stop = True
@@ -121,7 +120,7 @@ class HealthWatch(TrainerCallback):  # type: ignore[misc]
             advice = "Lower learning_rate; look at the reward's numbers."
             found.append(Finding("not finite", step, kl + entropy, math.inf, advice))
 
-        limit = KL_A_TOKEN * length if self.kl_target is None else 4 * self.kl_target
+        limit = KL_PER_TOKEN * length if self.kl_target is None else 4 * self.kl_target
         if kl > limit:
             advice = "Raise kl_coef, set kl_target, or lower learning_rate."
             found.append(Finding("kl runaway", step, kl, limit, advice))

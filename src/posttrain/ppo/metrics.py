@@ -1,4 +1,4 @@
-"""What PPO measures, gathered over steps and processes until the next log."""
+"""PPO's metrics, accumulated over steps and processes until the next log."""
 
 import time
 from collections import defaultdict
@@ -12,30 +12,30 @@ from . import objective
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# Of an update, each the mean over tokens and processes.
+# Metrics of an update, each the mean over tokens and processes.
 TOKEN_METRICS = (
     "loss/policy", "loss/value", "policy/approx_kl", "policy/clip_fraction", "policy/ratio", "value/clip_fraction",
 )  # fmt: skip
 
 
 class Metrics:
-    """Numbers since the last log, of training and of evaluation apart (`mode`: `train` or `eval`).
+    """Metrics since the last log, separately for training and evaluation (`mode`: `train` or `eval`).
 
-    `mean`, `std` and `take` speak for all processes, and so must be called by all of them.
+    `mean`, `std` and `take` reduce over all processes, so all of them must call these.
     """
 
     def __init__(self, accelerator: "Accelerator") -> None:
         self.accelerator = accelerator
         self.values: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
         nothing = torch.zeros(len(TOKEN_METRICS) + 1, dtype=torch.float64, device=accelerator.device)
-        self.sums = {"train": nothing, "eval": nothing.clone()}  # the tokens' number is the last
+        self.sums = {"train": nothing, "eval": nothing.clone()}  # the last one is the number of tokens
 
     def add(self, mode: str, name: str, value: float) -> None:
-        """One more value of a metric; `take` gives their mean, of seconds (`time/...`) their sum."""
+        """Add a value of a metric. `take` returns the mean of its values, but the sum of seconds (`time/...`)."""
         self.values[mode][name].append(value)
 
     def lap(self, mode: str, name: str, since: float) -> float:
-        """Add the seconds since a clock reading, and return the clock."""
+        """Add the seconds since the clock reading `since`, and return the clock now."""
         now = time.perf_counter()
         self.add(mode, name, now - since)
         return now
@@ -56,7 +56,7 @@ class Metrics:
         return float(max(0.0, second / count - (first / count) ** 2) ** 0.5)
 
     def take(self, mode: str) -> dict[str, float]:
-        """All of it, for the log, and begin anew."""
+        """Return all metrics for the log, and reset them."""
         taken = {}
         for name, values in self.values[mode].items():
             known = [v for v in values if v == v]

@@ -1,8 +1,8 @@
 """PPO's arithmetic, as functions of tensors.
 
-Everything per token is (B, T) over completion tokens, right-padded; `mask` (B, T) is 1.0 on the tokens that a
-completion has, its EOS included. Losses are returned per token, so that the caller divides their sum by the number of
-tokens of the whole optimizer step, over micro-batches and processes alike.
+Everything per token is (B, T) over completion tokens, right-padded; `mask` (B, T) is 1.0 on a completion's tokens, EOS
+included. Losses are returned per token: the caller divides their sum by the number of tokens of the whole optimizer
+step, over all its micro-batches and processes.
 
 Schulman et al., 2017 (PPO); 2016 (GAE); Schulman, 2020 (estimators of KL); Ziegler et al., 2019 (KL in the reward, its
 controller); Ye et al., 2020 (dual clip); Huang et al., 2024 (details of RLHF with PPO).
@@ -29,7 +29,7 @@ def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator)
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """r_t = -kl_coef * kl_t, and the completion's score (B,) on top at its last token: (B, T)."""
+    """r_t = -kl_coef * kl_t, plus the completion's score (B,) at its last token: (B, T)."""
     rewards = -kl_coef * kl * mask
     last = mask.sum(1).long() - 1
     return rewards.scatter_add(1, last[:, None], scores.to(rewards.dtype)[:, None])
@@ -59,14 +59,14 @@ def whiten(values: Tensor, mask: Tensor, total: Tensor) -> Tensor:
 
 
 def moments(values: Tensor, mask: Tensor) -> Tensor:
-    """Count, sum and sum of squares of the tokens that are there, in float64: (3,)."""
+    """Count, sum and sum of squares of the values where `mask` is 1, in float64: (3,)."""
     v = values.double() * mask
     return torch.stack([mask.double().sum(), v.sum(), v.square().sum()])
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """Per token (B, T): the loss, the ratio, and whether the clip took the gradient away."""
+    """Per token (B, T): the loss, the ratio, and 1 where clipping removed the gradient."""
 
     loss: Tensor
     ratio: Tensor
@@ -84,7 +84,7 @@ def policy_loss(
 ) -> PolicyLoss:
     """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A), and not below dual_clip A where A < 0.
 
-    Padding is masked before the exponential: a ratio there could overflow and poison the sum.
+    Padding is masked before the exponential: a ratio there could overflow and make the sum infinite.
     """
     ratio = ((logprobs - old_logprobs) * mask).exp()
     free = -advantages * ratio
@@ -101,7 +101,7 @@ def policy_loss(
 
 @dataclass(frozen=True)
 class ValueLoss:
-    """Per token (B, T): the loss, and whether the clip took the gradient away."""
+    """Per token (B, T): the loss, and 1 where clipping removed the gradient."""
 
     loss: Tensor
     clipped: Tensor
@@ -117,7 +117,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 
 
 class KLController:
-    """The weight of KL in the reward: fixed, or moved towards a target (Ziegler et al., 2019, section 2.2).
+    """The weight of KL in the reward: fixed, or adapted so that KL nears a target (Ziegler et al., 2019, section 2.2).
 
     coef <- coef * (1 + clip(KL / target - 1, -0.2, 0.2) * min(1, n / horizon)), after each rollout of n completions.
     """
@@ -135,7 +135,7 @@ class KLController:
 
 
 class RunningMoments:
-    """Mean and variance of all that was seen, merged batch by batch (Chan et al., 1983)."""
+    """Running mean and variance, merged batch by batch (Chan et al., 1983)."""
 
     def __init__(self) -> None:
         self.count, self.mean, self.squares = 0.0, 0.0, 0.0

@@ -1,7 +1,7 @@
-"""Where scores come from: reward adapters on the policy's base, reward models of their own, Python functions.
+"""Rewards: adapters on the policy's base, separate reward models, Python functions.
 
-Each is called with the prompts and completions of a rollout, as text or messages, and gives one number a completion. A
-reward model reads text rendered as it was in its training.
+Each is called with a rollout's prompts and completions, as text or messages, and returns one score per completion. A
+reward model reads text that is rendered as in its training.
 """
 
 import inspect
@@ -22,7 +22,7 @@ RewardFunction = Callable[..., Sequence[float]]
 
 
 class ModelReward:
-    """A sequence-classification model with its tokenizer; `pooled(model, ids, mask)` gives a batch's scores."""
+    """A reward model with its tokenizer; `pooled(model, ids, mask)` computes the scores (B,) of a batch."""
 
     def __init__(
         self, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", pooled: "Pooled | None" = None
@@ -37,7 +37,7 @@ class ModelReward:
 
 
 class FunctionReward:
-    """A Python function called as TRL's trainers call theirs: `f(prompts=, completions=, <column>=..., ...)`."""
+    """A Python function, called as in TRL's trainers: `f(prompts=, completions=, <column>=..., ...)`."""
 
     def __init__(self, function: RewardFunction) -> None:
         if inspect.iscoroutinefunction(function):
@@ -58,7 +58,7 @@ def classified(model: "PreTrainedModel", input_ids: Any, attention_mask: Any) ->
 
 
 def check_templates(rewards: Sequence[Any], dataset: "Dataset") -> None:
-    """A reward model that is to read conversations has a chat template. Raises ValueError."""
+    """Raise ValueError if prompts are conversations and a reward model's tokenizer has no chat template."""
     conversations = dataset is not None and not isinstance(dataset[0]["prompt"], str)
     for reward in rewards:
         if conversations and isinstance(reward, ModelReward) and not reward.tokenizer.chat_template:
@@ -71,7 +71,7 @@ def as_reward(
     actor_critic: ActorCritic,
     policy_tokenizer: "PreTrainedTokenizerBase",
 ) -> Any:
-    """What `reward_funcs` may hold, as something to call. Raises ValueError for anything else."""
+    """Turn an entry of `reward_funcs` (a folder, model or function) into a callable. Raises ValueError for others."""
     from transformers import AutoTokenizer, PreTrainedModel
     from transformers.trainer_utils import unwrap_peft_model
 
@@ -88,7 +88,7 @@ def as_reward(
                 "(num_labels=1)"
             )
         own = tokenizer or AutoTokenizer.from_pretrained(source.config.name_or_path)
-        if own.pad_token_id is None:  # masked, whatever it is
+        if own.pad_token_id is None:  # any id will do: padding is masked
             own.pad_token = own.eos_token
         source.eval().requires_grad_(False)
         has_score_head = hasattr(unwrap_peft_model(source), "score")

@@ -1,4 +1,4 @@
-"""Completions drawn for PPO, and all that is known of them before an update."""
+"""A rollout's tensors, its random numbers, its micro-batches, and the order of the prompts."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,13 @@ from torch.utils.data import Sampler
 
 @dataclass
 class Rollout:
-    """One process's completions: B rows, prompts of P tokens padded on the left, completions of C on the right."""
+    """One process's completions: B rows, prompts (P tokens) padded on the left, completions (C tokens) on the right."""
 
     prompt_ids: Tensor  # (B, P)
     prompt_mask: Tensor  # (B, P)
     completion_ids: Tensor  # (B, C)
-    completion_mask: Tensor  # (B, C), 1 up to and with EOS
-    old_logprobs: Tensor  # (B, C), of the policy that drew them
+    completion_mask: Tensor  # (B, C), 1 up to EOS and on EOS itself
+    old_logprobs: Tensor  # (B, C), under the policy that sampled them
     old_values: Tensor  # (B, C)
     advantages: Tensor  # (B, C)
     returns: Tensor  # (B, C)
@@ -27,7 +27,7 @@ class Rollout:
         return len(self.prompt_ids)
 
     def select(self, rows: Tensor) -> dict[str, Tensor]:
-        """These rows, without the columns that are padding in all of them."""
+        """These rows, without columns that are padding in all of them."""
         prompt = int(self.prompt_mask[rows].sum(1).max())
         completion = int(self.completion_mask[rows].sum(1).max())
         chosen = {f.name: getattr(self, f.name)[rows] for f in fields(self)}
@@ -46,7 +46,7 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids and mask (B, C). From lengths: a pad token that is EOS too is still a token where it was drawn."""
+    """Token ids and mask (B, C). The mask follows the lengths, since a drawn EOS may have the pad token's id."""
     width = max(map(len, rows))
     ids = torch.tensor([list(r) + [pad_id] * (width - len(r)) for r in rows])
     mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])
@@ -54,16 +54,16 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tenso
 
 
 def seeded(*numbers: int) -> torch.Generator:
-    """A generator that is a function of these numbers. By hash: torch reads 32 bits of a seed, and not beyond 64."""
+    """A generator seeded by all these numbers, hashed: torch uses 32 bits of a seed, and accepts 64 at most."""
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
 def uniforms(seed: int, rollout: int, rows: range, tokens: int) -> Tensor:
-    """One uniform number for each token that each row may draw: (rows, tokens).
+    """One uniform number per row and token: (rows, tokens).
 
-    A row's numbers depend on its place in the whole rollout only, so that the draws are the same however many
-    processes share them, and after a resume.
+    A row's numbers depend only on seed, rollout and the row's place in the rollout over all processes, so completions
+    are the same on any number of processes and after a resume.
     """
     drawn = []
     for row in rows:
@@ -77,8 +77,8 @@ def micro_batches(
 ) -> list[Tensor]:
     """The rows of each micro-batch of one pass, mini-batch after mini-batch.
 
-    Which rows share a mini-batch (an optimizer step) is drawn anew each pass; within it, rows of similar length share a
-    micro-batch, which changes padding and nothing else.
+    Each pass shuffles rows into mini-batches (optimizer steps). Within one, rows of similar length share a micro-batch,
+    which changes only the padding.
     """
     generator = seeded(seed, rollout, epoch)
     order = torch.randperm(len(lengths), generator=generator)
@@ -90,10 +90,11 @@ def micro_batches(
 
 
 class RolloutSampler(Sampler[int]):
-    """Rows in groups of `rollout_size` (over all processes), each group `repeats` times in turn; the rest is left out.
+    """Rows in groups of `rollout_size` (over all processes), each group repeated `repeats` times; a last incomplete
+    group is left out.
 
-    transformers counts steps by what the loader yields: a rollout is as many batches as it has micro-steps. The
-    order is a function of seed and epoch, so that a resumed run finds its place.
+    transformers counts steps by the batches that the loader yields, so a rollout is yielded once per micro-batch. The
+    order depends only on seed and epoch, so a resumed run finds its place.
     """
 
     def __init__(self, rows: int, rollout_size: int, repeats: int, *, seed: int, shuffle: bool) -> None:

@@ -1,14 +1,14 @@
 """PPO on transformers' own training loop.
 
-The loop asks `_prepare_inputs` for each micro-batch and `compute_loss` for its loss; all else - accumulation,
-clipping, schedules, checkpoints, callbacks - is transformers'. So a rollout is made when its first
-micro-batch is asked for, kept, shuffled anew for each pass, and handed out piece by piece:
+The loop asks `_prepare_inputs` for each micro-batch and `compute_loss` for its loss; everything else - accumulation,
+clipping, schedules, checkpoints, callbacks - is transformers'. So a rollout is made when its first micro-batch is asked
+for, kept, reshuffled for each pass, and handed out micro-batch by micro-batch:
 
     rollout = num_ppo_epochs passes
     pass    = num_mini_batches optimizer steps
     step    = gradient_accumulation_steps micro-batches of per_device_train_batch_size
 
-The rollout and the state of the controllers are saved with a checkpoint: a resumed run is the same run.
+A checkpoint contains the rollout and the controllers' state, so a resumed run equals an uninterrupted one.
 """
 
 import math
@@ -43,21 +43,21 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
 
     Args:
         model: a causal language model, a folder or hub id of one, or a PeftModel. A PeftModel's reference is a frozen
-            copy of its adapter; with `peft_config`, it is the model without adapter. Its dropout is switched off.
+            copy of its adapter; with `peft_config`, it is the model without adapter. Dropout is switched off.
         reward_funcs: one or several of: the folder of a reward adapter that was trained on this policy's base; a
             sequence-classification model with one label; a function `f(prompts=, completions=, <column>=..., **_)` that
-            returns a number for each completion, or None where it has no opinion.
+            returns one score per completion, or None to leave one to the other rewards.
         args: the settings.
         train_dataset: rows with a `prompt`, plain or conversational; their other columns reach the functions.
-        eval_dataset: the same, to measure on.
+        eval_dataset: the same, for evaluation.
         processing_class: the policy's tokenizer.
-        reward_processing_classes: one tokenizer a reward, None where it has none of its own.
-        peft_config: makes a fresh adapter.
+        reward_processing_classes: one tokenizer per reward; None for functions, and for the model's own tokenizer.
+        peft_config: the configuration of a fresh adapter to train.
 
-    On a CPU it gives TRL another language-model head, PEFT another LoRA layer and transformers another way to call
-    attention, in this process and for good (`lm_head.py`, `lora.py`, `attention.py`): the same numbers, faster.
+    On a CPU it replaces TRL's language-model head, PEFT's LoRA layer and transformers' attention call for the rest of
+    this process (`models/cpu/`): the same numbers, faster.
 
-    Raises ValueError for what does not fit together, before anything is drawn.
+    Raises ValueError for arguments that do not fit together, before anything is sampled.
     """
 
     # `compute_loss` divides by the tokens of the whole optimizer step itself.
@@ -119,16 +119,16 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             raise ValueError(f"reward_weights has {len(args.reward_weights)} numbers for {len(funcs)} rewards")
         if args.value_mode == "adapter":
             actor_critic.add_value_adapter()
-        # With dropout the ratio of the first step would not be 1, and values would be compared with noise.
+        # With dropout the first step's ratio would not be 1, and values would be noisy.
         disable_dropout_in_model(actor_critic)
 
         self.optimizer: Any
         self.tokenizer = tokenizer
         self.rollout: Rollout | None = None
-        self.accounted = 0.0  # seconds of the micro-batch in hand that have a name already
+        self.accounted = 0.0  # seconds of this micro-batch that are already in another time/ metric
         self.batches: list[Tensor] = []
-        self.tokens_a_step: list[float] = []
-        self.abandoned = False  # past kl_stop, the rest of a rollout is not trained on
+        self.tokens_per_step: list[float] = []
+        self.abandoned = False  # past kl_stop: the rest of the rollout is skipped
         self._step = 0  # micro-batches so far
         self.health = HealthWatch(args.on_unhealthy, args.kl_target)
         super().__init__(
@@ -151,14 +151,14 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         check_settings(args, is_fsdp=self.is_fsdp_enabled, is_deepspeed=self.is_deepspeed_enabled)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `train`, from a new rollout on; a checkpoint brings its own back."""
+        """transformers' `train`, beginning with a new rollout, or with the one in the checkpoint."""
         self._step, self.rollout, self.batches, self.abandoned = 0, None, [], False
         return super().train(*args, **kwargs)
 
     # Data
 
     def get_train_dataloader(self) -> Any:
-        """Batches of a whole rollout, each as often as the rollout has micro-steps."""
+        """Batches that are rollouts, each repeated once per micro-batch of the rollout."""
         return self._get_dataloader(
             dataset=self.train_dataset,
             description="Training",
@@ -178,48 +178,48 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
 
     @property
     def micro_steps(self) -> int:
-        """Micro-batches of one rollout, over all its passes."""
+        """Micro-batches per rollout, over all its passes."""
         steps: int = self.args.micro_batches * self.args.num_ppo_epochs
         return steps
 
     @property
     def within_rollout(self) -> bool:
-        """Whether the rollout in hand has micro-batches left."""
+        """Whether the current rollout has micro-batches left."""
         return bool(self._step % self.micro_steps)
 
     @property
     def warming(self) -> bool:
-        """Whether this optimizer step is one of the critic's alone."""
+        """Whether this optimizer step trains the critic only."""
         return bool(self.state.global_step < self.args.critic_warmup_steps)
 
-    # What a run is told of
+    # For the record and dashboards
 
     @property
     def policy(self) -> Any:
-        """The language model that is trained, with its adapters, out of accelerate's wrappers."""
+        """The language model that is trained, with its adapters, without accelerate's wrappers."""
         return self.accelerator.unwrap_model(self.model).policy
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """What the health watch has found so far, each at the rollout where it began."""
+        """The health findings so far, each with the step at which it began."""
         return tuple(self.health.findings)
 
     def pop_completions(self) -> list[dict[str, Any]]:
-        """The last rollout's first `num_logged_completions`, once: `prompt`, `completion`, `score`, `rewards/<name>`
-        and `kl` (nats per completion, to the reference)."""
+        """The last rollout's first `num_logged_completions`, each returned once: `prompt`, `completion`, `score`,
+        `rewards/<name>` and `kl` to the reference (nats per completion)."""
         return self.collector.pop_completions()
 
     @property
     def passes_per_token(self) -> float:
-        """Forward passes for each token trained on, beside those of the updates.
+        """Forward passes per trained token, without those of the updates.
 
-        A rollout draws each token, and weighs it by the reference and by each reward model; where it draws in another
-        precision than the update, it computes the policy again. All that is used `num_ppo_epochs` times.
+        A rollout takes one to sample a token, one of the reference, one of each reward model, and one of the policy if
+        log-probabilities are recomputed. Each is used for `num_ppo_epochs` updates.
         """
         return float((2 + self.args.recomputes + len(self.reward_models)) / self.args.num_ppo_epochs)
 
     def describe_work(self) -> str:
-        """What a run amounts to, in one line."""
+        """Rollout size, passes and steps of a run, in one line."""
         args = self.args
         size = args.rollout_size * args.world_size
         rollouts = len(self.train_dataset) // size
@@ -234,10 +234,10 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
     # Rollout
 
     def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
-        """The micro-batch that is due; at a rollout's first one, the rollout."""
+        """The next micro-batch. Before a rollout's first one, the rollout is made."""
         if not self.model.training:
             rollout = self._make_rollout(inputs, "eval")
-            everything = rollout.completion_mask.sum() * self.args.world_size  # this process's own mean
+            everything = rollout.completion_mask.sum() * self.args.world_size  # makes the loss this process's mean
             return self._micro_batch(rollout, torch.arange(len(rollout)), everything)
         at = self._step % self.micro_steps
         if at == 0:
@@ -250,10 +250,10 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         if number == 0 or not self.batches:
             self._deal(epoch)
         step = number // self.args.gradient_accumulation_steps
-        return self._micro_batch(self.rollout, self.batches[number], self.tokens_a_step[step])
+        return self._micro_batch(self.rollout, self.batches[number], self.tokens_per_step[step])
 
     def _deal(self, epoch: int) -> None:
-        """Shuffle the rollout into micro-batches, and count each optimizer step's tokens over all processes."""
+        """Shuffle the rollout into micro-batches, and count the tokens of each optimizer step over all processes."""
         assert self.rollout is not None
         tokens = self.rollout.completion_mask.sum(1)
         lengths = self.rollout.prompt_mask.sum(1) + tokens
@@ -263,13 +263,13 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         )  # fmt: skip
         accumulated = self.args.gradient_accumulation_steps
         mine = torch.stack([tokens[rows].sum() for rows in self.batches]).view(-1, accumulated).sum(1)
-        self.tokens_a_step = self.accelerator.reduce(mine.float(), "sum").tolist()
+        self.tokens_per_step = self.accelerator.reduce(mine.float(), "sum").tolist()
 
     def _micro_batch(self, rollout: Rollout, rows: Tensor, tokens: Any) -> dict[str, Any]:
         return {**rollout.select(rows), "tokens": float(tokens)}
 
     def _make_rollout(self, rows: Sequence[dict[str, Any]], mode: str) -> Rollout:
-        """Under ZeRO-3 weights are gathered once for all of it, the health watch's copy included, not once a token."""
+        """Make a rollout. Under ZeRO-3 weights are gathered once for it and the health watch, not once per token."""
         from ..upstream.trl import unwrap_model_for_generation
 
         was_training = self.model.training
@@ -290,7 +290,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The micro-batch's share of the optimizer step's loss: token losses over the step's tokens, everywhere."""
+        """The micro-batch's share of the optimizer step's loss: its summed token losses divided by the number of
+        tokens of the step, over all micro-batches and processes."""
         args, mask = self.args, inputs["completion_mask"].float()
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attended = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
@@ -301,15 +302,15 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             logprobs, inputs["old_logprobs"], inputs["advantages"], mask, args.clip_range, high, args.dual_clip
         )
         value = objective.value_loss(values, inputs["old_values"], inputs["returns"], mask, args.value_clip)
-        # DDP and DeepSpeed average gradients over processes; the sum is wanted.
+        # DDP and DeepSpeed average gradients over processes; this turns the average into a sum.
         scale = args.world_size / inputs["tokens"]
         loss = scale * ((0.0 if warming else 1.0) * policy.loss.sum() + args.vf_coef * value.loss.sum())
 
         with torch.no_grad():
             mode = "train" if self.model.training else "eval"
             approx_kl = objective.kl_per_token(inputs["old_logprobs"] * mask, logprobs * mask, "k3")
-            a_token = (policy.loss, value.loss, approx_kl, policy.clipped, policy.ratio * mask, value.clipped)
-            self.metrics.add_tokens(mode, a_token, mask)
+            per_token = (policy.loss, value.loss, approx_kl, policy.clipped, policy.ratio * mask, value.clipped)
+            self.metrics.add_tokens(mode, per_token, mask)
             if mode == "train" and args.kl_stop is not None:
                 total, tokens = self.accelerator.reduce(torch.stack([approx_kl.sum(), mask.sum()]), "sum").tolist()
                 self.abandoned = self.abandoned or total / tokens > args.kl_stop
@@ -319,12 +320,12 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         return (loss, {}) if return_outputs else loss
 
     def training_step(self, model: ActorCritic, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch. Past `kl_stop` the rest of the rollout leaves no gradient, and so no step."""
+        """One micro-batch. Past `kl_stop`, gradients are dropped until the next rollout, so no step is taken."""
         clock = time.perf_counter()
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.abandoned:
             model.zero_grad(set_to_none=True)
-        elif self.warming:  # no gradient, rather than one of zero: Adam leaves the parameter and its own state alone
+        elif self.warming:  # None, not zero: Adam would move a parameter, and its own state, on a zero gradient
             for name, parameter in self.accelerator.unwrap_model(model).trainable().items():
                 if not self.model.is_critic(name):
                     parameter.grad = None
@@ -341,13 +342,13 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
     def prediction_step(
         self, model: ActorCritic, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> Any:
-        """Draw, score and measure one batch of evaluation prompts."""
+        """Sample, score and measure one batch of evaluation prompts."""
         with torch.no_grad():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
 
     def create_optimizer(self, model: ActorCritic | None = None) -> Any:
-        """Two groups: the policy's parameters, and the critic's with a learning rate of their own."""
+        """One optimizer for the policy's parameters and the critic's, which have their own learning rate."""
         if self.optimizer is None:  # transformers sets it
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             named = self.model.trainable()
@@ -373,12 +374,12 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
     # Checkpoints
 
     def create_model_card(self, *, tags: str | Sequence[str] | None = None, **about: Any) -> None:
-        """transformers' draft of a model card, with the tags that TRL's trainers give theirs."""
+        """transformers' draft of a model card, with tags as in TRL's trainers."""
         given = [tags] if isinstance(tags, str) else list(tags or ())
         super().create_model_card(tags=[*given, "trl", "ppo"], **about)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """transformers' `save_model`, which under DeepSpeed would gather all roles; here the policy is, and saved."""
+        """transformers' `save_model`; under DeepSpeed, which would gather all roles, only the policy is gathered."""
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
             return
@@ -389,7 +390,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The policy, as an adapter or a model that loads anywhere."""
+        """Save the policy as an ordinary PEFT adapter or transformers model."""
         if not self.args.should_save:
             return
         policy = self.policy
@@ -398,7 +399,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         self.processing_class.save_pretrained(output_dir or self.args.output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """transformers' own; under DeepSpeed without the weights that are not trained."""
+        """As in transformers; under DeepSpeed without frozen weights."""
         if self.is_deepspeed_enabled:
             self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
             if self.args.should_save:
@@ -407,7 +408,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             super()._save_optimizer_and_scheduler(output_dir)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """transformers' own; under DeepSpeed a checkpoint is read without the weights that are not trained."""
+        """As in transformers; under DeepSpeed a checkpoint is read without frozen weights."""
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -424,7 +425,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             checkpoint.load_state(self, Path(checkpoint_dir))
 
     def _save_checkpoint(self, model: ActorCritic, trial: Any) -> None:
-        """Before transformers writes its state, whose presence says that a checkpoint is whole."""
+        """Write PPO's files before transformers writes its state, whose presence marks a checkpoint as complete."""
         checkpoint.save(self, Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 

@@ -1,7 +1,7 @@
-"""Rollouts by vLLM, through TRL's own `trl.generation`: optional, on CUDA.
+"""Rollouts with vLLM through `trl.generation`: optional, on CUDA.
 
-vLLM computes with other kernels, and often in another precision, than the trainer: the log-probabilities of a rollout
-are computed again by the policy (collector.py), so that the first ratio is 1.
+vLLM's kernels, and often its precision, differ from the trainer's. So a rollout's log-probabilities are recomputed by
+the policy (collector.py), and the first ratio is 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class VLLMSampler:
-    """Draws completions of the policy as it is at each call.
+    """Samples completions from the policy as it is at each call.
 
     Raises ValueError without CUDA or without the package vllm.
     """
@@ -48,7 +48,7 @@ class VLLMSampler:
         )  # fmt: skip
 
     def draw(self, prompts: Sequence[list[int]], seed: int) -> list[list[int]]:
-        """Token ids of one completion a prompt, EOS included."""
+        """Token ids of one completion per prompt, EOS included."""
         with self.actor_critic.role(POLICY), kept_base_weights(self.actor_critic.policy):
             self.generation.sync_weights()
         self.generation.generation_kwargs["seed"] = seed
@@ -58,10 +58,10 @@ class VLLMSampler:
 
 @contextmanager
 def kept_base_weights(policy: "PreTrainedModel") -> Iterator[None]:
-    """Put the weights under the adapters back as they were.
+    """Restore the base weights exactly after the block.
 
-    To hand its weights over, TRL merges the adapter and unmerges it again. In bf16 the difference of two roundings
-    stays behind: after some twenty rollouts the frozen base is another model.
+    To hand the weights to vLLM, TRL merges the adapter and unmerges it again. In bf16 rounding errors stay behind:
+    after some twenty rollouts the frozen base is another model.
     """
     layers = [m for m in policy.modules() if hasattr(m, "base_layer") and hasattr(m, "merge")]
     kept = [layer.base_layer.weight.detach().clone() for layer in layers]

@@ -1,1 +1,1 @@
-"""What the recipes share: one running stage from its directory to its lineage, and what each recipe adds."""
+"""What the recipes share: one running stage, from its run directory to its lineage, and what each recipe adds."""

@@ -1,4 +1,4 @@
-"""The callbacks that every stage trains with."""
+"""The callbacks of every training stage."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
 
 def callbacks_of(stage: "Stage", trainer: "Trainer", clock: StepClock) -> list[Any]:
-    """All of them, in the order in which transformers calls them at each event.
+    """All callbacks, in the order in which transformers calls them at each event.
 
-    A checkpoint is marked as whole before a run that was asked to stop ends behind it: that callback raises, and so is
-    the last one.
+    `stop_at_request` is last, because it raises, and a checkpoint must be marked as complete before that.
     """
     return [
         *([allocation(trainer)] if stage.config.adapter.method == "adalora" else []),

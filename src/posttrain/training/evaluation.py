@@ -1,8 +1,8 @@
 """Exact match of a policy on held-out rows: greedy, and as the mean over samples at temperature 1.
 
-Intervals are 95%: Wilson for the greedy share, a normal interval over the rows' means for the sampled one, and for a
-change the same over the rows' differences. Draws are seeded by batch, so that the same policy and seed give the same
-numbers, and two policies are drawn from with the same random numbers.
+Intervals are 95%: Wilson's for the greedy share, a normal interval over row means for the sampled share, and one over
+row differences for a change. Sampling is seeded per batch, so that the same policy and seed give the same numbers, and
+two policies are sampled with the same random numbers.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,15 +1,16 @@
-"""What a stage must prove before the next one may build on it. Each check takes seconds and yields one `Gate`.
+"""Gates: checks that a stage must pass before the next one may start. Each takes seconds and gives one `Gate`.
 
-    stops         the policy ends its completions by itself
-    reload        the saved files give the outputs that the trained model gave
-    takeover      a policy that starts from a stage is that stage's policy
-    reference     so is DPO's reference
-    step0         DPO's first loss is ln 2 and its margins are 0
-    accuracy      the reward model ranks held-out pairs
-    eos           EOS is a learned label (before training)
+    stops         enough completions end by EOS
+    reload        the saved files reproduce the trained model's outputs
+    takeover      the policy that a stage starts from reproduces its parent's outputs
+    step0         before DPO or PPO: policy and reference reproduce the input policy's outputs;
+                  DPO's loss is ln 2 and its margins are 0
+    accuracy      the reward model ranks enough held-out pairs right
+    f1            the tagger finds enough entities
+    eos           EOS is among the labels (before training)
 
-The probe is one fixed row of token ids with the log-probabilities that the finished policy gives them, kept in the
-lineage: the next stage, another process, must find the same numbers.
+The probe is one fixed row of token ids with the finished policy's log-probabilities of them. It is kept in the lineage,
+and the next stage, in another process, must compute the same numbers.
 """
 
 import math
@@ -28,13 +29,13 @@ from ..models.precision import has_bf16
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-# Log-probabilities may differ by what another order of additions costs, in fp32 and in 16-bit arithmetic.
+# Largest difference of log-probabilities, in nats, from summing in another order in that number format.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One proven or failed promise: `value` against `accepted`, in words that stand alone."""
+    """One passed or failed check: `value`, and in words what is `accepted`."""
 
     name: str
     passed: bool
@@ -47,7 +48,7 @@ class Gate:
 
 
 def require(gates: Sequence[Gate], run_dir: Path) -> None:
-    """Raise GateError naming every number that was wrong; the run directory is kept as it is."""
+    """Raise GateError with every failed gate and its value; the run directory is kept as it is."""
     failed = [g for g in gates if not g.passed]
     if failed:
         lines = "\n".join(f"  {g.name}: {g.value:.4g}, must be {g.accepted}. {g.advice}".rstrip() for g in failed)
@@ -57,7 +58,7 @@ def require(gates: Sequence[Gate], run_dir: Path) -> None:
 def probe_logprobs(model: "PreTrainedModel", input_ids: Sequence[int], *, adapter: str | None = "") -> list[float]:
     """Log-probability of each token of `input_ids` after the first, in eval mode: (T - 1,) floats.
 
-    `adapter` switches first: a name, or None for "adapters off"; "" leaves the active one.
+    `adapter` is the one to compute with: a name, None for no adapter, "" for the active one.
     """
     import torch
 
@@ -68,7 +69,7 @@ def probe_logprobs(model: "PreTrainedModel", input_ids: Sequence[int], *, adapte
     model.eval()
     context = nullcontext() if adapter == "" else use_adapter(model, adapter)
     with torch.no_grad(), context:
-        logits = model(input_ids=ids).logits[:, -ids.shape[1] :].float()  # behind virtual tokens
+        logits = model(input_ids=ids).logits[:, -ids.shape[1] :].float()  # without virtual tokens
     model.train(was_training)
     logprobs = torch.log_softmax(logits[0, :-1], dim=-1).gather(1, ids[0, 1:, None])[:, 0]
     values: list[float] = logprobs.tolist()
@@ -78,8 +79,8 @@ def probe_logprobs(model: "PreTrainedModel", input_ids: Sequence[int], *, adapte
 def dtype_of(model: "PreTrainedModel") -> str:
     """The number format that a model computes in, a key of TOLERANCE.
 
-    On a CPU with bf16, bitsandbytes multiplies 4-bit weights in bf16 whatever the model's own format is, and does so in
-    inference only: two forwards of one model differ by that much.
+    On a CPU with bf16, bitsandbytes multiplies 4-bit weights in bf16 during inference, whatever the model's own format
+    is. So two forward passes of one model may differ by bf16's tolerance.
     """
     if getattr(model, "is_loaded_in_4bit", False) and model.device.type == "cpu" and has_bf16():
         return "bfloat16"
@@ -104,10 +105,10 @@ def reloads(
     dtype: str,
     fresh: Callable[[], Any],
 ) -> Gate:
-    """The saved adapter, read back, gives the outputs of the trained one. `forward(model)` gives the outputs.
+    """The saved adapter, read back, reproduces the outputs `forward(model)` of the trained one.
 
-    It is read back beside the trained one; or onto `fresh()`, what the adapter sits on, loaded again, where a second
-    adapter cannot stand beside the first.
+    It is read back beside the trained one or, for methods that allow no second adapter, onto `fresh()`, the model under
+    the adapter loaded again.
     """
     advice = "The files are not what was trained: do not use them."
     trained = forward(model)
@@ -148,11 +149,11 @@ def f1(value: float, floor: float) -> Gate:
 
 
 def dpo_step_zero(trainer: "Trainer", *, beta_loss: bool) -> list[Gate]:
-    """Before the first step: loss is ln 2 (sigmoid loss) and the reward margins are 0, on the first rows.
+    """Before the first step, on the first rows: the loss is ln 2 (sigmoid loss) and the reward margins are 0.
 
-    Uses the trainer's own collator and loss; no random state is touched and no metric is left behind. In 16 bits two
-    forwards of one policy differ by rounding, token by token: a margin may be off by beta times the tolerance of a
-    log-probability, times the root of the tokens that are summed. A wrong reference is off by nats.
+    Uses the trainer's own collator and loss; random states stay as they are, and no metric is left behind. In 16 bits
+    two forward passes of one policy differ by rounding at each token, so a margin may be off by beta times the
+    tolerance of a log-probability, times the square root of the number of tokens. A wrong reference is off by nats.
     """
     import torch
     from accelerate.utils import send_to_device
@@ -182,7 +183,7 @@ def dpo_step_zero(trainer: "Trainer", *, beta_loss: bool) -> list[Gate]:
 
 
 def eos_is_learned(trainer: "Trainer", tokenizer: "PreTrainedTokenizerBase") -> Gate:
-    """EOS is among the labels of the rows that were not cut, also when it is the pad token as well."""
+    """EOS is among the labels of rows that were not truncated, even if it is also the pad token."""
     rows = [trainer.train_dataset[i] for i in range(min(16, len(trainer.train_dataset)))]
     labels = trainer.data_collator(rows)["labels"]
     eos = tokenizer.eos_token_id
@@ -193,6 +194,6 @@ def eos_is_learned(trainer: "Trainer", tokenizer: "PreTrainedTokenizerBase") -> 
     ]
     share = sum(whole) / len(whole) if whole else 1.0
     return Gate(
-        "eos", share == 1.0, share, "1 (share of whole rows whose labels hold EOS)",
+        "eos", share == 1.0, share, "1 (share of untruncated rows with EOS among their labels)",
         f"The policy could never learn to stop: the chat template must end a turn with {tokenizer.eos_token!r}.",
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""`posttrain merge`: a run's adapter added into its base, written as a plain model, read back and proven the same.
+"""`posttrain merge`: merge a run's adapter into its base, write a plain model, read it back and compare its outputs.
 
-A 4-bit base is dequantised first: adding an adapter into NF4 weights rounds it away (huggingface/peft#2321).
+A 4-bit base is dequantised first, since merging into NF4 weights rounds the adapter away (huggingface/peft#2321).
 """
 
 import json
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def merge(run_dir: Path, output: Path) -> None:
-    """Write the merged model of `run_dir` to the new folder `output`, whole or not at all.
+    """Write the merged model of `run_dir` to the new folder `output`, completely or not at all.
 
-    Raises ArtifactError when the run is no adapter or the folder is taken, GateError when the merged model's outputs
-    are not the adapter's.
+    Raises ArtifactError when the run has no adapter that can be merged or the folder exists, GateError when the merged
+    model's outputs differ from the adapter's.
     """
     lineage = verify(run_dir)
     if lineage.kind != "adapter":

@@ -1,4 +1,4 @@
-"""What the recipe `ner` does beside training: sentences in, a model with its outputs, entities measured at the end."""
+"""What the recipe `ner` adds: loading and encoding sentences, the tagger, its trainer, entity scores at the end."""
 
 import json
 from collections.abc import Callable
@@ -31,9 +31,9 @@ KEYS = ("train_file", "validation_file", "test_file")
 
 
 def load(stage: Stage) -> tuple[Sentences, Sentences | None, Sentences | None]:
-    """(train, validation, test) sentences; the latter two have no type that training never has. Raises DataError."""
+    """(train, validation, test) sentences. Raises DataError, also for entity types that only the latter two have."""
     if find_spec("seqeval") is None:
-        raise ConfigError("the recipe ner counts entities by seqeval: pip install 'posttrain[ner]'")
+        raise ConfigError("the recipe ner scores entities with seqeval: pip install 'posttrain[ner]'")
     train, *others = (_load(stage, key) for key in KEYS)
     if train is None:
         raise DataError("no training data: set train_file or dataset_name")
@@ -71,14 +71,14 @@ def _load(stage: Stage, key: str) -> Sentences | None:
 
 
 def trainer_args(stage: Stage, validation: Sentences | None) -> Any:
-    """transformers' TrainingArguments; without validation sentences there is nothing to evaluate on while training."""
+    """transformers' TrainingArguments, without evaluation during training if there are no validation sentences."""
     if validation is None and stage.config.values["eval_strategy"] == "epoch":
         return stage.trainer_args(eval_strategy="no")
     return stage.trainer_args()
 
 
 def check_positions(stage: Stage, base: str) -> None:
-    """A window fits into the positions that the model has, with its virtual tokens. Raises ConfigError."""
+    """Raise ConfigError if a window and the virtual tokens exceed the model's number of positions."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(base)
@@ -86,7 +86,7 @@ def check_positions(stage: Stage, base: str) -> None:
     if positions is None:
         return
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= config.pad_token_id + 1  # their first position is behind that of padding
+        positions -= config.pad_token_id + 1  # their positions start after the pad id
     adapter = stage.config.adapter
     virtual = adapter.num_virtual_tokens if METHODS[adapter.method].prompt_learning else 0
     asked = stage.config.part(NerSettings).max_length
@@ -100,7 +100,7 @@ def check_positions(stage: Stage, base: str) -> None:
 def encode_all(
     stage: Stage, tokenizer: "PreTrainedTokenizerBase", sets: dict[str, Sentences | None], base: str
 ) -> dict[str, Encoded]:
-    """Each set's sentences as windows, with a line on what did not fit. Raises a PosttrainError."""
+    """Each set's sentences as windows of tokens, with a line on those that did not fit. Raises a PosttrainError."""
     check_tokenizer(tokenizer)
     check_positions(stage, base)
     settings = stage.config.part(NerSettings)
@@ -116,7 +116,7 @@ def encode_all(
 
 
 def start(stage: Stage, base: str, labels: list[str]) -> Any:
-    """The tagger to train: the base with an output for each of `labels`, and its adapter."""
+    """The tagger to train: the base with one output per label, and its adapter."""
     from peft import get_peft_model
     from transformers import set_seed
 
@@ -136,12 +136,12 @@ def make_trainer(
     sets: dict[str, Sentences | None],
     labels: list[str],
 ) -> Any:
-    """transformers' Trainer, with entity scores of the validation sentences while it trains."""
+    """transformers' Trainer, which computes entity scores on the validation sentences during training."""
     from transformers import DataCollatorForTokenClassification, Trainer
 
     class InOrder(Trainer):  # type: ignore[misc]
         def _get_eval_sampler(self, eval_dataset: Any) -> None:
-            """By position: predictions are put together for sentences. Grouping by length would shuffle them."""
+            """None: in order, as predictions are joined to sentences by position. Length grouping would shuffle."""
 
     train, validation = sets["train"], sets["validation"]
     assert train is not None
@@ -150,20 +150,20 @@ def make_trainer(
         args=args,
         train_dataset=to_dataset(encoded["train"], train, labels).filter(
             lambda classes: any(c != IGNORED for c in classes), input_columns="labels"
-        ),  # a batch without one tag would have a loss of 0 / 0
+        ),  # a batch without any tag would have a loss of 0 / 0
         eval_dataset=to_dataset(encoded["validation"], validation, labels) if validation else None,
         processing_class=tokenizer,
         data_collator=DataCollatorForTokenClassification(tokenizer),
         compute_loss_func=behind_virtual_tokens if is_prompt_learning(model) else None,
         **(metrics_while_training(encoded["validation"], validation, labels) if validation else {}),
     )
-    # BERT's forward takes any keyword, so the trainer believes that it divides by the batch's tags; it takes a mean.
+    # BERT's forward takes any keyword, so the trainer would assume a loss divided by num_items_in_batch; it is a mean.
     trainer.model_accepts_loss_kwargs = trainer.compute_loss_func is not None
     return trainer
 
 
 def behind_virtual_tokens(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
-    """The loss over a row's own tokens: PEFT 0.21 leaves the labels of a tagger shorter than its logits."""
+    """The loss without virtual tokens, for which PEFT 0.21 gives a tagger logits but no labels."""
     import torch
 
     logits = outputs.logits[:, -labels.shape[1] :].flatten(0, 1).float()
@@ -172,13 +172,13 @@ def behind_virtual_tokens(outputs: Any, labels: Any, num_items_in_batch: Any = N
 
 
 def to_dataset(encoded: Encoded, found: Sentences, labels: list[str]) -> Any:
-    """Token ids and classes, for the trainer."""
+    """A dataset of token ids and classes, for the trainer."""
     number = {label: i for i, label in enumerate(labels)}
     return encoded.to_dataset([[number[tag] for tag in s.tags] for s in found.sentences])
 
 
 def metrics_while_training(encoded: Encoded, found: Sentences, labels: list[str]) -> dict[str, Callable[..., Any]]:
-    """The trainer's `compute_metrics` and what it is fed: entity scores of the validation sentences."""
+    """The trainer's `compute_metrics`, entity scores on the validation sentences, and the preprocessing of logits."""
 
     def best_class(logits: Any, targets: Any) -> Any:
         return logits[:, -targets.shape[1] :].argmax(-1)
@@ -202,7 +202,7 @@ def finish(
     encoded: dict[str, Encoded],
     sets: dict[str, Sentences | None],
 ) -> None:
-    """Save the tagger, measure it on the test sentences (else on validation), pass the gates, write the lineage."""
+    """Save the tagger, measure it on the test (else validation) sentences, check the gates, write the lineage."""
     model = trained_model(trainer)
     result = stage.save(trainer, tokenizer)
     stage.metrics |= stage.last_logs(trainer)
@@ -237,7 +237,7 @@ def measure(
     labels: list[str],
     name: str,
 ) -> dict[str, dict[str, float]]:
-    """Entity scores and the commonest mistakes, printed and kept: `answers/<set>.json`, `answers/<set>.jsonl`."""
+    """Print and save entity scores and the most frequent mistakes: `answers/<set>.json`, `answers/<set>.jsonl`."""
     classes, _ = predict(model, tokenizer, encoded)
     tags = [[labels[c] for c in sentence] for sentence in classes]
     true, words = [s.tags for s in found.sentences], [s.tokens for s in found.sentences]

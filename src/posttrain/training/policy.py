@@ -1,4 +1,4 @@
-"""What the policy recipes (SFT, DPO) share: how a policy begins, and what it must show at its end."""
+"""What SFT, DPO and PPO share: how a policy starts, its measurement on test rows, its gates."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 PROBE_TOKENS = 48
-STOPS_FLOOR = 0.5  # of completions that end by EOS, when gates.stops does not say
+STOPS_FLOOR = 0.5  # share of completions that must end by EOS, if gates.stops is not set
 
 
 def model_settings(stage: Stage) -> ModelSettings:
@@ -33,7 +33,7 @@ def model_settings(stage: Stage) -> ModelSettings:
 
 
 def check_inputs(stage: Stage, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """The policy input was trained with this tokenizer and this chat template. Raises ArtifactError."""
+    """Raise ArtifactError if the input policy was trained with another tokenizer or chat template."""
     if stage.policy is not None:
         check_tokenizer(tokenizer, stage.policy, stage.inputs["policy"])
 
@@ -44,18 +44,18 @@ def log_lengths(lengths: Lengths, max_length: int | None) -> None:
         if lengths.too_long
         else ""
     )
-    log_line(f"tokens a row: mean {lengths.mean_tokens:.1f}, longest {lengths.longest_tokens}{cut}")
+    log_line(f"tokens per row: mean {lengths.mean_tokens:.1f}, longest {lengths.longest_tokens}{cut}")
 
 
 def start(stage: Stage, base: str, *, task: str) -> tuple[Any, Any, str | None]:
-    """The model to train, the adapter configuration to make, and how the input policy was taken over.
+    """The model to train, the configuration of the adapter to create, and how the input policy was taken over.
 
-    A policy that continues is proven to be its parent's policy: the parent's lineage holds what it answered.
+    A policy must first reproduce the log-probabilities in its parent's lineage (gate `takeover`). Raises GateError.
     """
     from transformers import set_seed
 
     cpu.install()
-    # The score head and a fresh adapter are drawn here, before the trainer seeds.
+    # The score head and a fresh adapter are initialised here, before the trainer sets its seed.
     set_seed(int(stage.config.values["seed"]))
     model, peft_config, how = start_model(
         base, model_settings(stage), stage.config.adapter, stage.inputs.get("policy"), task=task
@@ -68,7 +68,7 @@ def start(stage: Stage, base: str, *, task: str) -> tuple[Any, Any, str | None]:
             got,
             probe["logprobs"],
             dtype=gates.dtype_of(model),
-            advice="inputs.policy was not taken over whole.",
+            advice="The model does not reproduce inputs.policy.",
         )
         gates.require([gate], stage.run_dir)
         stage.gates.append(gate)
@@ -76,13 +76,13 @@ def start(stage: Stage, base: str, *, task: str) -> tuple[Any, Any, str | None]:
 
 
 def before_dpo(stage: Stage, trainer: "Trainer") -> list[Gate]:
-    """At step 0 the policy and the reference are the input policy, the loss is ln 2, the margins are 0."""
+    """Gates before DPO's first step: policy and reference equal the input policy, loss is ln 2, margins are 0."""
     found = gates.dpo_step_zero(trainer, beta_loss=list(trainer.args.loss_type) == ["sigmoid"])
     probe = stage.policy.metrics.get("probe") if stage.policy else None
     if probe:
         model = trainer.accelerator.unwrap_model(trainer.model)
         ids, expected, dtype = probe["input_ids"], probe["logprobs"], gates.dtype_of(model)
-        advice = "DPO would be measured against another policy than the one it starts from; use adapter.start: merge."
+        advice = "DPO's reference or start is not the input policy; use adapter.start: merge."
         with without_autocast(model):
             policy_now = gates.probe_logprobs(model, ids)
             if hasattr(model, "peft_config"):
@@ -105,7 +105,7 @@ def finish(
     train: Rows,
     test: Rows | None,
 ) -> None:
-    """Save the policy, measure it on the test rows, pass the gates, write the lineage."""
+    """Save the policy, measure it on the test rows, check the gates, write the lineage."""
     model = trained_model(trainer)
     result = stage.save(trainer, tokenizer)
     stage.metrics |= stage.last_logs(trainer)
@@ -142,7 +142,7 @@ def reload_gate(
     task: str,
     labels: Sequence[str] = (),
 ) -> Gate:
-    """The adapter that was just saved gives the outputs of the trained one."""
+    """The gate `reload`: the adapter that was just saved reproduces the outputs of the trained one."""
 
     def fresh() -> Any:
         loaded = load_adapter_base(
@@ -157,9 +157,9 @@ def reload_gate(
 def measure(
     stage: Stage, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", test: Rows, base: str
 ) -> None:
-    """Exact match on the test rows after the stage, before it, and the change, row by row; answers are kept.
+    """Exact match on the test rows before and after the stage, and the paired change; answers are saved.
 
-    "Before" is the base model, or what the input policy answered in its own stage if that was on the same rows.
+    "Before" is the base model, or the input policy's answers from its own stage if they are to the same rows.
     """
     settings, generation = stage.config.part(EvaluationSettings), stage.config.part(GenerationSettings)
     rows = test.rows[: settings.test_rows]
@@ -178,7 +178,7 @@ def measure(
     fold_for_generation(model)
     after = answer(model, tokenizer, rows, **options)
     if before and not comparable(before, after):
-        log_line("exact match before: not known, the input policy was measured on other rows, or in other samples")
+        log_line("exact match before: unknown, the input policy was measured on other rows or with other samples")
         before = []
 
     (stage.run_dir / ANSWERS).mkdir(exist_ok=True)
@@ -212,7 +212,7 @@ def _stop_share(
 
 
 def _probe_ids(train: Rows, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The token ids of the first training row: prompt and completion, cut to a handful."""
+    """The first PROBE_TOKENS token ids of the first training row: prompt and completion."""
     row = train.rows[0]
     for name in ("completion", "chosen"):
         if name in row and "prompt" in row:

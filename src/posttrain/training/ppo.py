@@ -1,4 +1,4 @@
-"""What the PPO recipe needs beside the trainer: its rewards, and the proof that its roles are who they should be."""
+"""What the recipe `ppo` adds: its rewards, and gates on policy, reference and reward model before the first step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def check_rewards(stage: Stage, prompts: Rows) -> None:
-    """There is a reward, and it can judge these rows. Raises a PosttrainError; reads no weights."""
+    """Raise a PosttrainError if there is no reward, or it cannot score these rows. Reads no weights."""
     verifier = stage.config.part(PPOSettings).verifier
     if verifier is None and "reward" not in stage.inputs:
         raise ConfigError(
@@ -53,7 +53,7 @@ def rewards(stage: Stage, start: str | None) -> tuple[list[Any], list[Any]]:
             tokenizers.append(None)
         else:
             log_line(
-                f"reward: {folder}, a model of its own: it is no adapter of the weights that this policy stands on"
+                f"reward: {folder}, loaded as a separate model: its adapter is not on the weights under the policy's"
             )
             funcs.append(load_policy(folder))
             tokenizers.append(_tokenizer(folder, stage.parents["reward"]))
@@ -65,10 +65,10 @@ def rewards(stage: Stage, start: str | None) -> tuple[list[Any], list[Any]]:
 
 
 def shares_base(reward: Lineage, policy: Lineage | None, start: str | None) -> bool:
-    """Whether the reward adapter and the policy's adapter stand on the same weights.
+    """Whether the reward model's adapter and the policy's adapter are on the same weights.
 
-    A stage that merged its parent stands on the sum of base and parent; two such stages share it when the parent is the
-    same. A reward model that was trained in full shares nothing.
+    A stage that merged its parent is on the merged weights; two such stages share them if they have the same parent. A
+    fully fine-tuned reward model shares nothing.
     """
     if reward.kind != "adapter" or policy is None or policy.kind != "adapter":
         return False
@@ -92,7 +92,7 @@ def _tokenizer(folder: Path, lineage: Lineage) -> Any:
 
 
 def as_reward_function(name: str) -> Any:
-    """A verifier as a function of TRL's kind: it sees each row's own columns."""
+    """A verifier as a reward function like TRL's, which gets each row's other columns."""
     verifier = find_verifier(name)
 
     def judged(
@@ -108,14 +108,15 @@ def as_reward_function(name: str) -> Any:
 
 
 def prove_roles(stage: Stage, trainer: "Trainer") -> list[Gate]:
-    """Before the first step, policy and reference are the input policy, and the reward gives its own scores again."""
+    """Gates before the first step: policy and reference equal the input policy, the reward model reproduces its
+    scores."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     found: list[Gate] = []
     probe = stage.policy.metrics.get("probe") if stage.policy else None
     dtype = gates.dtype_of(model.policy)
     if probe:
         ids, expected = probe["input_ids"], probe["logprobs"]
-        advice = "PPO would be held to another policy than the one it starts from."
+        advice = "PPO's reference or start is not the input policy."
         policy_now = gates.probe_logprobs(model.policy, ids)
         found.append(gates.same_outputs("step0 policy", policy_now, expected, dtype=dtype, advice=advice))
         reference_now = model.as_reference(lambda m: gates.probe_logprobs(m, ids))

@@ -1,4 +1,4 @@
-"""What a reward model must show at its end: the same scores from its files, and held-out pairs ranked right."""
+"""What the recipe `reward` adds: a pad token that is not EOS, accuracy on held-out pairs, its gates."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ PROBE_PAIRS = 8
 
 
 def check_gate(stage: Stage, validation: Rows | None) -> None:
-    """A floor needs pairs to measure it on. Raises ConfigError."""
+    """Raise ConfigError if there is a floor on accuracy, but no pairs to measure it on."""
     if stage.config.part(RewardGates).reward_accuracy is not None and validation is None:
         raise ConfigError(
             "gates.reward_accuracy needs held-out pairs: set validation_file, or an inputs.data with some"
@@ -31,8 +31,8 @@ def check_gate(stage: Stage, validation: Rows | None) -> None:
 def separate_pad_token(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Give the tokenizer a pad token that is not EOS. Raises ConfigError when it has no spare special token.
 
-    transformers reads the score at the last token that is not the pad id. Where pad is EOS, that is the token before
-    EOS, and a completion that stopped could not be told from one that did not.
+    transformers reads the score at the last token that is not the pad id. If pad is EOS, that is the token before EOS,
+    and a completion that ended could not be told from one that did not.
     """
     if tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
@@ -63,7 +63,7 @@ def finish(
     train: Rows,
     validation: Rows | None,
 ) -> None:
-    """Save the reward model, measure it on the held-out pairs, pass the gates, write the lineage."""
+    """Save the reward model, measure it on the held-out pairs, check the gates, write the lineage."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     result = stage.save(trainer, tokenizer)
     stage.metrics |= stage.last_logs(trainer)

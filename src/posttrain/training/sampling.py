@@ -1,4 +1,4 @@
-"""Draw completions from a policy, score them, rank them; or measure the policy. What `sample` and `evaluate` share."""
+"""What `sample` and `evaluate` share: loading the policy; drawing, scoring and ranking completions; measuring."""
 
 import json
 import random
@@ -38,7 +38,7 @@ Judge = Callable[[Any, Sequence[Row], Sequence[Sequence[Completion]]], list[list
 def load_policy_and_tokenizer(stage: Stage) -> tuple[Any, Any]:
     """The policy of `inputs.policy`, or the base model, with its tokenizer, verified. Raises a PosttrainError.
 
-    Where there are GPUs, each process has its own.
+    With GPUs, each process uses its own.
     """
     import torch
 
@@ -74,7 +74,7 @@ def load_test(stage: Stage) -> Rows:
 
 
 def evaluate(stage: Stage, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", test: Rows) -> None:
-    """Measure exact match, write `evaluation/metrics.json` and `answers.jsonl`, close the stage."""
+    """Measure exact match, write `evaluation/metrics.json` and `evaluation/answers.jsonl`, close the stage."""
     settings, generation = stage.config.part(EvaluationSettings), stage.config.part(GenerationSettings)
     answers = answer(
         policy,
@@ -153,10 +153,10 @@ def _reward_judge(stage: Stage) -> Judge:
 def draw(
     stage: Stage, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Rows
 ) -> list[list[Completion]]:
-    """Completions of every prompt; each batch is written when drawn and read back by a resumed run.
+    """Completions of every prompt. Each batch is saved when drawn, and a resumed run reads it back.
 
-    Several processes share the batches out, and wait for each other's files: a batch is seeded by its place, so that
-    their number changes nothing. Raises StoppedError between two batches, when the run was asked to stop.
+    Several processes divide the batches and wait for each other's files. A batch is seeded by its place, so the number
+    of processes does not change the result. Raises StoppedError between two batches if the run was asked to stop.
     """
     settings, generation = stage.config.part(SampleSettings), stage.config.part(GenerationSettings)
     rank, processes = log.rank(), log.world_size()
@@ -196,7 +196,7 @@ def rank(
     prompts: Rows,
     drawn: Sequence[Sequence[Completion]],
 ) -> list[Row]:
-    """Preference rows, `pairs_per_prompt` a prompt at most. Sets the stage's metrics."""
+    """Preference rows, at most `pairs_per_prompt` per prompt. Sets the stage's metrics."""
     settings = stage.config.part(SampleSettings)
     scores = judge(tokenizer, prompts.rows, drawn)
     pairs: list[Row] = []
@@ -221,10 +221,10 @@ def rank(
 
 
 def best_against_worst(completions: Sequence[Completion], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """(chosen, rejected) texts of one prompt: the widest difference of scores first, then what was drawn most often.
+    """(chosen, rejected) texts of one prompt: the largest score difference first, then those drawn most often.
 
     A mistake that the policy makes often teaches it more than one that it made once. Only a completion that ended by
-    EOS may be chosen: a preference for one that was cut would unlearn stopping.
+    EOS may be chosen: preferring truncated ones would teach the policy not to stop.
     """
     score: dict[str, float] = {}
     stopped: dict[str, bool] = {}
@@ -243,8 +243,8 @@ def finish(stage: Stage, pairs: list[Row]) -> None:
     m = stage.metrics
     if not pairs:
         raise DataError(
-            f"no pair among {m['completions']} completions of {m['prompts']} prompts: those of each prompt scored "
-            "alike; raise num_samples or temperature, or use other prompts"
+            f"no pair among {m['completions']} completions of {m['prompts']} prompts: all completions of a prompt got "
+            "the same score; raise num_samples or temperature, or use other prompts"
         )
     prompts = list(dict.fromkeys(json.dumps(p["prompt"]) for p in pairs))
     random.Random(stage.config.part(GenerationSettings).seed).shuffle(prompts)

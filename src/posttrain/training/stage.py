@@ -1,10 +1,10 @@
-"""One running stage: opened, fed, trained with resume, saved, proven, closed. Every recipe walks these steps.
+"""One running stage. Every recipe takes these steps:
 
-stage = open_stage("sft")        the configuration, the inputs, the run directory: everything cheap is checked here
-stage.announce(trainer)          global batch, steps and tokens, before training starts
-stage.train(trainer)             from the last whole checkpoint, if there is one
-stage.save(trainer, tokenizer)   into a sibling folder, then renamed
-stage.close(...)                 gates, the model card, then lineage.json: complete
+stage = open_stage("sft")        check configuration and inputs, take the run directory: all that is cheap to check
+stage.announce(trainer)          print global batch, steps and tokens before training starts
+stage.train(trainer)             train, from the last complete checkpoint if there is one
+stage.save(trainer, tokenizer)   save into a sibling folder, then rename it
+stage.close(...)                 check the gates, write the model card and last lineage.json: the stage is complete
 """
 
 import importlib
@@ -53,7 +53,7 @@ from .gates import Gate
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
-LOCK_S = 100  # a job that starts again elsewhere may find a process of its last try dying; preflight waits for longer
+LOCK_S = 100  # a requeued job may have to wait until a process of its last try has ended; preflight waits for longer
 
 
 class Stage:
@@ -69,11 +69,11 @@ class Stage:
         self.started = time.monotonic()
         self.data: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
-        self.logged: frozenset[str] = frozenset()  # the names among them that the trainer logged
+        self.logged: frozenset[str] = frozenset()  # names of metrics that the trainer logged
         self.gates: list[Gate] = []
         self.parameters: tuple[int, int] | None = None  # (trained, all), once there is a trainer
         self.lock: IO[str] | None = None
-        self.checkpoint: Path | None = None  # the one to go on from, once the processes have met
+        self.checkpoint: Path | None = None  # the one to resume from, once the processes have met
         self.tracker: Tracker | None = None  # in the first process, once the run directory is taken
 
     @property
@@ -85,7 +85,7 @@ class Stage:
     def load(self, key: str) -> Rows | None:
         """The checked rows of `train_file`, `validation_file` or `test_file`; None when the key is not set.
 
-        A `data` input stands in for train_file and validation_file: a sampling stage's pairs.
+        An input `data` (a sampling stage's pairs) replaces train_file and validation_file where these are not set.
         """
         settings = self.config.part(DataSettings)
         source = self.config.values.get(key)
@@ -121,12 +121,12 @@ class Stage:
     def trainer_args(self, **changes: Any) -> Any:
         """TRL's configuration object for this recipe, with precision decided and checkpoints in the run directory.
 
-        The processes of a launch meet here, and are what was asked for, or a LaunchError is raised: weights come later.
-        `changes` are values that follow from the data; the stage's configuration stays as it was given.
+        Before any weights are read, the processes of a launch meet here and compare what they are about to do. Raises
+        LaunchError. `changes` are values that follow from the data; the stage's configuration is not changed.
         """
         values = decide({**self.config.trainer_values(), **changes})
         values["output_dir"] = str(self.run_dir / CHECKPOINTS)
-        values["report_to"] = "none"  # or transformers' own callbacks would report too; tracking/ does
+        values["report_to"] = "none"  # tracking/ reports instead of transformers' callbacks
         values.pop("project", None)
         timeout_s = float(values.get("ddp_timeout") or 1800)
         self.meet(timeout_s)
@@ -137,7 +137,7 @@ class Stage:
         return args
 
     def meet(self, timeout_s: float = rendezvous.MEETING_S) -> None:
-        """All processes have one configuration, one data, one seed, and one run directory with one checkpoint in it.
+        """Check that all processes have the same configuration, data, seed and run directory; find the checkpoint.
 
         Raises LaunchError on all of them otherwise.
         """
@@ -152,7 +152,7 @@ class Stage:
         )
 
     def announce(self, trainer: "Trainer") -> None:
-        """Print what the run amounts to, and refuse a disk that cannot take its checkpoints."""
+        """Print batch, steps and trained parameters; raise LaunchError if the launch or the disk does not fit them."""
         args = trainer.args
         checks.check_trainer(trainer, self.launch)
         checks.check_deepspeed_bf16(trainer, gate_checks.dtype_of(trained_model(trainer)))
@@ -167,7 +167,7 @@ class Stage:
         check_room(trainer, self.run_dir, trained)
 
     def train(self, trainer: "Trainer") -> None:
-        """Train to the end, from the last whole checkpoint when an earlier try was cut off.
+        """Train to the end, resuming from the last complete checkpoint if an earlier try was interrupted.
 
         Raises StoppedError, with a checkpoint saved, when the run was asked to stop.
         """
@@ -189,7 +189,9 @@ class Stage:
             fsdp.choose_units(trainer)
         if self.config.adapter.method == "adalora":
             penalise(trainer)
-        clock = StepClock(trainer, pairs=RECIPES[self.config.recipe].pairs)  # the penalty is part of the loss
+        clock = StepClock(
+            trainer, pairs=RECIPES[self.config.recipe].pairs
+        )  # after penalise: the penalty is part of the loss
         callbacks = callbacks_of(self, trainer, clock)
         if self.tracker is not None:
             self.tracker.start(describe_run(self, clock.describe()), step)
@@ -201,7 +203,7 @@ class Stage:
         take_off_autocast(trainer.accelerator.unwrap_model(trainer.model))
 
     def last_logs(self, trainer: "Trainer") -> dict[str, Any]:
-        """The last value of each number that was logged."""
+        """The last logged value of each metric."""
         logs: dict[str, Any] = {}
         for record in trainer.state.log_history:
             logs |= {k: v for k, v in record.items() if isinstance(v, (int, float)) and k not in ("epoch", "step")}
@@ -209,7 +211,7 @@ class Stage:
         return logs
 
     def save(self, trainer: "Trainer", tokenizer: "PreTrainedTokenizerBase") -> str:
-        """Save the adapter (or the full model) and its tokenizer whole or not at all; return the folder's name."""
+        """Save the adapter (or full model) and its tokenizer, completely or not at all; return the folder's name."""
         from peft import PeftModel
 
         model = trained_model(trainer)
@@ -221,7 +223,7 @@ class Stage:
             options = {"selected_adapters": ["default"], "save_embedding_layers": False} if is_adapter else {}
             model.save_pretrained(str(partial), **options)
             tokenizer.save_pretrained(str(partial))
-            (partial / CARD).unlink(missing_ok=True)  # PEFT's own is a form to fill in; `close` writes one
+            (partial / CARD).unlink(missing_ok=True)  # PEFT's is an empty form; `close` writes one
             shutil.rmtree(self.run_dir / result, ignore_errors=True)
             partial.replace(self.run_dir / result)
         trainer.accelerator.wait_for_everyone()
@@ -239,7 +241,7 @@ class Stage:
         base: Mapping[str, Any] | None = None,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
     ) -> None:
-        """Require the gates, then write the lineage: from here on the stage is complete. Checkpoints are removed."""
+        """Check the gates, then write the lineage, which makes the stage complete, and delete its checkpoints."""
         import torch
 
         if not is_main():
@@ -281,7 +283,7 @@ class Stage:
         write_lineage(self.run_dir, lineage)
         shutil.rmtree(self.run_dir / CHECKPOINTS, ignore_errors=True)
         if self.tracker is not None:
-            self.tracker.start(describe_run(self), 0)  # where nothing was trained
+            self.tracker.start(describe_run(self), 0)  # for stages that do not train
             self.tracker.finish(
                 lineage, final=final_numbers(self.metrics, self.logged), answers=answers_of(self.run_dir)
             )
@@ -293,7 +295,7 @@ class Stage:
 def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
     """Parse the command line, verify the inputs and take the run directory. Raises a PosttrainError.
 
-    A directory that is complete, or that belongs to a run with another key, is refused: nothing is overwritten.
+    A directory that is complete or belongs to a run with another key is refused: nothing is overwritten.
     """
     die_with_chain()
     stage = Stage(parse_args(recipe, sys.argv[1:] if argv is None else argv))
@@ -317,5 +319,5 @@ def open_stage(recipe: str, argv: Sequence[str] | None = None) -> Stage:
 
 
 def _given(config: StageConfig) -> dict[str, Any]:
-    """The values that are set, for one printed line; config.yaml has them all."""
+    """The values that are set, for one printed line; config.yaml has all of them."""
     return {k: v for k, v in config.to_dict().items() if v not in (None, {}, [])}

@@ -1,4 +1,4 @@
-"""`posttrain tag`: the entities in a text, by a tagger of the recipe `ner` or another one with tags of a scheme."""
+"""`posttrain tag`: the entities in a text, found by a tagger of the recipe `ner` or another token classifier."""
 
 import json
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from ..runs.lineage import is_complete, verify
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_LENGTH, OVERLAP = 256, 32  # of a plain model, whose training is not on record
+MAX_LENGTH, OVERLAP = 256, 32  # for a plain model, which has no lineage that says how it was trained
 
 
 @dataclass(frozen=True)
 class Entity:
-    """`text` stands at characters `start` to `end` (exclusive); `score` is the mean probability of its words' tags."""
+    """`text` is at characters `start` to `end` (exclusive); `score` is the mean probability of its words' tags."""
 
     type: str
     text: str
@@ -36,7 +36,7 @@ def tag(model_dir: Path, text: str, *, as_json: bool = False) -> None:
     """Print the entities of a text, or of each line of a file. Raises a PosttrainError."""
     import transformers
 
-    transformers.logging.set_verbosity_error()  # entities are what is wanted, not what the loader notices
+    transformers.logging.set_verbosity_error()  # print entities only, no loader warnings
     transformers.logging.disable_progress_bar()
     file = Path(text)
     texts = _lines(file) if len(text) < 256 and file.is_file() else [text]
@@ -64,14 +64,14 @@ def _lines(file: Path) -> list[str]:
 
 
 def load_tagger(model_dir: Path) -> tuple[Any, Any, int, int]:
-    """(model, tokenizer, tokens of a window, their overlap) of a run directory or of a plain model's folder.
+    """(model, tokenizer, tokens per window, overlap of windows) of a run directory or of a plain model's folder.
 
     Raises ArtifactError when it is no tagger.
     """
     if is_complete(model_dir):
         lineage = verify(model_dir)
         if lineage.task != "TOKEN_CLS":
-            raise ArtifactError(f"{model_dir} is no tagger (recipe {lineage.recipe}); `posttrain tag` wants one of ner")
+            raise ArtifactError(f"{model_dir} is no tagger (recipe {lineage.recipe}); use a run of the recipe ner")
         model = load_policy(model_dir)
         tokenizer = load_tokenizer(str(model_dir / lineage.kind), ModelSettings(), task="TOKEN_CLS")
         window, overlap = lineage.config["max_length"], lineage.config["window_overlap"]
@@ -96,7 +96,7 @@ def tag_texts(
     max_length: int = MAX_LENGTH,
     overlap: int = OVERLAP,
 ) -> list[list[Entity]]:
-    """The entities of each text, in their order. Words are cut as for training texts (`reading.split_words`)."""
+    """The entities of each text, in order. Texts are split into words as in training (`ner.rows.split_words`)."""
     labels = model.config.id2label
     scheme = recognise_scheme([list(labels.values())])
     offsets = [split_words(text) for text in texts]

@@ -1,15 +1,15 @@
-"""Every part of TRL, transformers, PEFT, accelerate and torch that is used here and that they do not promise to keep.
+"""The private parts of TRL, transformers, PEFT, accelerate and torch that posttrain uses.
 
-    torch          hooks and parameters of modules; the way back from fully_shard
+    torch          hooks and parameters of modules; undoing fully_shard
     accelerate     FSDP on a CPU, samplers after a resume, autocast's wrapper, a configuration's environment
-    transformers   columns, samplers and checkpoints of a trainer; what a model says of itself
+    transformers   columns, samplers and checkpoints of a trainer; a model's commit, blocks, cache and parallel plan
     peft           switching adapters, the forward of LoRA layers, the table of methods
     trl            functions that are not exported; its fused head; metrics of a trainer
 
-The rest of posttrain calls the functions of these modules. What must stay where it is stands in the tables below: the
-methods that our subclasses override, and the attributes that ours are put in place of. tests/upstream holds all of it
-against the installed versions, and finds a private name that is used elsewhere. A new version of a library is work in
-this folder.
+The rest of posttrain calls the functions of these modules. The tables below list what upstream must keep: methods that
+our subclasses override, functions that are called or replaced, attributes that are read. tests/upstream checks them
+against the installed versions, and finds private names that are used anywhere else. So an upgrade of a library is work
+in this folder only.
 
 Verified with trl 1.16.0, transformers 5.23, peft 0.21.2, accelerate 1.15, torch 2.13 and DeepSpeed 0.19.8.
 """
@@ -118,7 +118,7 @@ REPLACED: dict[str, Parameters] = {
     ),
     "trl.kernels.chunked_logprob._use_triton": ("device",),
 }  # fmt: skip
-"""Functions that one of ours is put in place of, on an object, a class or a module: path -> parameters."""
+"""Functions that are replaced by ours, on an object, a class or a module: path -> parameters."""
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "transformers.Trainer": (
@@ -151,10 +151,10 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "trackio.run.Run": ("_config_logged", "_next_step"),
     "wandb_workspaces.workspaces.interface.Workspace": ("_internal_name", "_internal_id"),
 }  # fmt: skip
-"""Attributes that are read or set, and that the source of a class or module must name: path -> names."""
+"""Attributes that are read or set; the source of the class or module must contain them: path -> names."""
 
 LACKING: dict[str, tuple[str, ...]] = {
     "accelerate.data_loader.SkipBatchSampler": ("set_epoch",),
     "peft.utils.peft_types.PeftType": ("BOTTLENECK",),
 }
-"""What is added here because upstream lacks it: path -> names. Once upstream has one, ours is to be removed."""
+"""What is added here because upstream lacks it: path -> names. Remove ours once upstream has one."""

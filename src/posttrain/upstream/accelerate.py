@@ -1,4 +1,4 @@
-"""What accelerate 1.15 does in another way than is wanted, and what it keeps to itself."""
+"""Workarounds for accelerate 1.15, and its private parts that are used."""
 
 import os
 from pathlib import Path
@@ -9,11 +9,12 @@ if TYPE_CHECKING:
 
 
 def follow_fsdp_on_cpu() -> None:
-    """Have accelerate follow `distributed_type: FSDP` on CPU processes. Call it between the arguments and the trainer.
+    """Make accelerate obey `distributed_type: FSDP` on CPU processes. Call it after the arguments are made and before
+    the trainer is.
 
-    accelerate 1.15 turns to FSDP from a list of device kinds that lacks MULTI_CPU (`AcceleratorState.__init__`), and
-    trains with DDP without a word. torch runs fully_shard on gloo. So the process is shown to accelerate as one
-    of a listed kind; the device, the backend and everything else stay the CPU's.
+    accelerate 1.15 switches to FSDP only for device kinds in a list that lacks MULTI_CPU (`AcceleratorState.__init__`),
+    and silently trains with DDP instead, although torch runs fully_shard on gloo. So the process is reported to
+    accelerate as MULTI_GPU; the device, the backend and everything else stay the CPU's.
     """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
@@ -24,10 +25,10 @@ def follow_fsdp_on_cpu() -> None:
 
 
 def reach_samplers_behind_skips() -> None:
-    """After a resume in the middle of an epoch, tell the sampler on each of several processes which epoch it is.
+    """Make `set_epoch` reach the sampler of each process after a resume in the middle of an epoch.
 
-    accelerate 1.15's DataLoaderShard.set_epoch looks two levels deep, and a skip in front of a process's share of the
-    batches is a third: without this every sampler begins with the order of epoch 0 again. Safe to call again.
+    accelerate 1.15's DataLoaderShard.set_epoch looks two levels deep, and skipping batches adds a third: without this
+    every sampler would start with the order of epoch 0 again. Safe to call again.
     """
     from accelerate.data_loader import SkipBatchSampler
 
@@ -42,18 +43,18 @@ def reach_samplers_behind_skips() -> None:
 
 
 def forward_before_autocast(model: "PreTrainedModel") -> Any:
-    """The `forward` that accelerate's mixed precision has wrapped; None where it has wrapped none.
+    """The `forward` that accelerate's mixed precision has wrapped, or None if it is not wrapped.
 
-    `unwrap_model` of accelerate 1.15 leaves the wrapper on. Its `keep_fp32_wrapper=False` takes too much off: every
-    decorator that `forward` has of its own (huggingface/accelerate#4255).
+    `unwrap_model` of accelerate 1.15 leaves the wrapper on, and with `keep_fp32_wrapper=False` also removes the model's
+    own decorators of `forward` (huggingface/accelerate#4255).
     """
     return vars(model).get("_original_forward")
 
 
 def launch_environment(config_file: Path) -> dict[str, str]:
-    """What `accelerate launch` puts into the environment of each of several processes for a configuration; no ranks.
+    """The environment variables that `accelerate launch` sets in each process for a configuration, without the ranks.
 
-    accelerate 1.15 offers no way to read a configuration without starting a script.
+    accelerate 1.15 has no public way to read a configuration without starting a script.
     """
     from unittest import mock
 

@@ -1,4 +1,4 @@
-"""What PEFT 0.21 keeps to itself, of layers with adapters and of its list of methods."""
+"""Private parts of PEFT 0.21 that are used: of adapter layers, and of its list of methods."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,15 +9,15 @@ if TYPE_CHECKING:
 
 
 def adapter_layers(model: "PreTrainedModel") -> list[Any]:
-    """The modules of a model that compute with one of several adapters: tuner layers, and heads that are trained."""
+    """The modules of a model that have adapters to switch between: tuner layers and trained heads."""
     return [m for m in model.modules() if hasattr(m, "_active_adapter") and hasattr(m, "_disable_adapters")]
 
 
 @contextmanager
 def switched(layers: Sequence[Any], adapter: str | None) -> Iterator[None]:
-    """Compute with this adapter, or with none, for a while; `layers` are `adapter_layers`.
+    """A context in which `layers` (of `adapter_layers`) compute with this adapter, or with none.
 
-    PEFT's `set_adapter` and `disable_adapter` change `requires_grad` of the adapters that they leave and enter.
+    PEFT's `set_adapter` and `disable_adapter` would change `requires_grad` of the adapters that they switch.
     """
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     for layer in layers:
@@ -32,7 +32,10 @@ def switched(layers: Sequence[Any], adapter: str | None) -> Iterator[None]:
 
 
 def replace_lora_forward(forward: Callable[..., Any]) -> None:
-    """Give PEFT's LoRA layers this `forward`, in this process; its own is their `peft_forward`. Safe to call again."""
+    """Replace the `forward` of PEFT's LoRA layers in this process, and keep PEFT's as `peft_forward`.
+
+    Safe to call again.
+    """
     from peft.tuners.lora import Linear
 
     if not hasattr(Linear, "peft_forward"):
@@ -40,10 +43,9 @@ def replace_lora_forward(forward: Callable[..., Any]) -> None:
 
 
 def register_method(name: str, config: type, tuner: type, prefix: str) -> None:
-    """Make PEFT know a method; safe to call again.
+    """Register a method with PEFT; safe to call again.
 
-    `peft.utils.register_peft_method` takes only names that are in PEFT's own enumeration, so that its tables are
-    filled in here.
+    `peft.utils.register_peft_method` accepts only names in PEFT's own enumeration, so its tables are filled here.
     """
     from peft import mapping
 

@@ -1,4 +1,4 @@
-"""What torch 2.13 has no public way for."""
+"""What torch 2.13 has no public API for."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,26 +8,26 @@ if TYPE_CHECKING:
 
 
 def has_hooks(module: Any) -> bool:
-    """Whether anything watches a module's forward or backward pass. torch offers ways to add hooks, none to ask."""
+    """Whether a module has forward or backward hooks. torch has a public way to add them, and none to list them."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 def replace_parameters(model: "PreTrainedModel", replaced: Mapping[Any, Any]) -> None:
-    """Put other parameters in the place of those that are keys of `replaced`, in every module of `model`.
+    """Replace the parameters that are keys of `replaced` by its values, in every module of `model`.
 
-    `setattr` would leave the dictionary that DeepSpeed's ZeRO-3 has put into each module in its place, and that one
-    gathers what it hands out.
+    `setattr` would keep the dictionary of parameters that DeepSpeed's ZeRO-3 has installed in each module, which
+    gathers a parameter whenever it is read.
     """
     for module in model.modules():
         module._parameters = {name: replaced.get(p, p) for name, p in module._parameters.items()}
 
 
 def undo_fully_shard(module: Any) -> None:
-    """Take off a module what `fully_shard` has hooked to it, and give it its own class back.
+    """Remove the hooks that `fully_shard` has put on a module, and restore the module's class.
 
-    torch 2.13 has no way back from `fully_shard`. The parameters are for `replace_parameters`.
+    torch 2.13 has no way to undo `fully_shard`. `replace_parameters` restores the parameters.
     """
     from torch.distributed.fsdp import FSDPModule
 
@@ -37,7 +37,7 @@ def undo_fully_shard(module: Any) -> None:
 
 
 def _hooks_of_fully_shard(state: "TrainerState") -> Iterator[Any]:
-    """The handles of its hooks to forward passes and state dicts."""
+    """The handles of fully_shard's hooks on forward passes and state dicts."""
     yield state._pre_forward_hook_handle
     yield state._post_forward_hook_handle
     for group in state._fsdp_param_groups:

@@ -1,4 +1,4 @@
-"""What transformers 5.23 keeps to itself, of trainers and of models."""
+"""Private parts of transformers 5.23 that are used: of trainers and of models."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,28 +11,28 @@ if TYPE_CHECKING:
 
 
 def keep_column(trainer: "Trainer", name: str) -> None:
-    """Have `trainer` keep a column of its rows that the model's forward does not name.
+    """Have `trainer` keep a dataset column that is no argument of the model's `forward`.
 
-    transformers drops it as unused before anything reads it, `length_column_name` too; the public
-    `remove_unused_columns=False` would keep all the others as well.
+    transformers drops such columns before anything reads them, even `length_column_name`; the public
+    `remove_unused_columns=False` would keep all of them.
     """
     trainer._set_signature_columns_if_needed()
     trainer._signature_columns = [*trainer._signature_columns, name]
 
 
 def replace_train_sampler(trainer: "Trainer", make: Callable[[Any], Any]) -> None:
-    """Have `trainer` take the rows of an epoch from `make(sampler)`, where `sampler` is the one that it would take.
+    """Have `trainer` sample training rows by `make(sampler)`, where `sampler` is the one it would use otherwise.
 
-    A subclass would override `_get_train_sampler`; a trainer that exists already has no public way.
+    A subclass would override `_get_train_sampler`; for a trainer that exists already there is no public way.
     """
     own = trainer._get_train_sampler
     trainer._get_train_sampler = lambda dataset=None: make(own(dataset))
 
 
 def add_to_checkpoints(trainer: "Trainer", write: Callable[[Path], None], read: Callable[[Path], None]) -> None:
-    """Have `trainer` write more into each folder that it saves weights to, and resume from that alone.
+    """Have `trainer` write more files wherever it saves weights, and resume from those instead of its own.
 
-    `write(folder)` comes after transformers' own files; `read(folder)` takes the place of what transformers reads.
+    `write(folder)` is called after transformers has written its files; `read(folder)` replaces transformers' reading.
     """
     save = trainer._save
 
@@ -48,9 +48,9 @@ def add_to_checkpoints(trainer: "Trainer", write: Callable[[Path], None], read: 
 
 
 def forget_deepspeed() -> None:
-    """Have transformers load whole weights. Call it once arguments are made, and before a model is.
+    """Have transformers load complete weights on each process. Call it after the arguments and before a model is made.
 
-    accelerate 1.15 has ZeRO-3 split them while they are read, whatever `zero3_init_flag` says
+    Otherwise accelerate 1.15 lets ZeRO-3 partition them while they are read, whatever `zero3_init_flag` says
     (`DeepSpeedPlugin.set_deepspeed_weakref`).
     """
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -62,13 +62,13 @@ def forget_deepspeed() -> None:
 
 
 def commit_of(config: Any) -> str | None:
-    """The hub's commit that a model was loaded from; None of a folder."""
+    """The commit on the hub that a model was loaded from; None for a local folder."""
     commit: str | None = getattr(config, "_commit_hash", None)
     return commit
 
 
 def blocks_of(model: "PreTrainedModel") -> list[str]:
-    """Class names of the modules that must not be split, as a model's authors list them; empty where they do not."""
+    """Class names of the blocks that must not be split, as listed by the model's authors; empty if they list none."""
     return list(getattr(model, "_no_split_modules", None) or ())
 
 
@@ -78,9 +78,9 @@ def takes_dynamic_cache(model: "PreTrainedModel") -> bool:
 
 
 def install_parallel_style(style: str, module: Any, devices: Any) -> None:
-    """Cut a module's own parameters over a device mesh and replace its `forward`, by a style of a `tp_plan`.
+    """Shard a module's own parameters over a device mesh and replace its `forward`, by a style of a `tp_plan`.
 
-    The public way, `from_pretrained(tp_plan=)`, cuts while it loads, and so before an adapter is made.
+    The public way, `from_pretrained(tp_plan=)`, shards while it loads, which is before an adapter is made.
     """
     from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 

@@ -1,7 +1,7 @@
-"""What TRL 1.16 does not export: functions of its trainers, and the parts of them that are replaced.
+"""Functions of TRL 1.16 that it does not export, and parts of its trainers that are replaced.
 
-TRL promises the names in `trl.__all__` alone; `trl.trainer.utils` may change with any version. This module imports
-TRL, and so seconds of torch and transformers.
+Only the names in `trl.__all__` are public; `trl.trainer.utils` may change with any version. Importing this module
+imports TRL, torch and transformers, which takes seconds.
 """
 
 from collections import defaultdict
@@ -41,10 +41,10 @@ __all__ = [
 
 
 def replace_logprob_function(replacement: type) -> None:
-    """Have TRL's fused head call `replacement(its own function).apply`, with the labelled positions alone.
+    """Have TRL's fused head call `replacement(its own function).apply`, with the labelled positions only.
 
-    trl 1.16 gathers the labelled positions first on Triton devices alone (`add_fused_lm_head`; huggingface/trl#7244).
-    In that module `_use_triton` decides nothing else. Safe to call again.
+    trl 1.16 gathers the labelled positions first only if `_use_triton` is true (`add_fused_lm_head`;
+    huggingface/trl#7244). It decides nothing else in that module. Safe to call again.
     """
     if not isinstance(utils._ChunkedLogProbFunction, replacement):
         utils._ChunkedLogProbFunction = replacement(utils._ChunkedLogProbFunction)
@@ -53,9 +53,9 @@ def replace_logprob_function(replacement: type) -> None:
 
 @contextmanager
 def gathering_heads_of(is_split: Callable[[Any], bool]) -> Iterator[None]:
-    """Meanwhile TRL's head gathers those of its parameters that ZeRO-3 has split, and no others.
+    """A context in which TRL's head gathers only those of its parameters that ZeRO-3 has partitioned.
 
-    trl 1.16 asks every head for its ZeRO-3 status as soon as DeepSpeed is configured (`maybe_gather_lm_head_ctx`).
+    trl 1.16 asks every head for its ZeRO-3 status once DeepSpeed is configured (`maybe_gather_lm_head_ctx`).
     """
     gather = utils.maybe_gather_lm_head_ctx
     utils.maybe_gather_lm_head_ctx = lambda *parameters: gather(*filter(is_split, parameters))
@@ -66,13 +66,13 @@ def gathering_heads_of(is_split: Callable[[Any], bool]) -> Iterator[None]:
 
 
 def recorded_metrics(trainer: "Trainer") -> dict[str, dict[str, list[float]]]:
-    """What a trainer has recorded since its last log, by mode ("train", "eval") and name; to be changed in place."""
+    """A trainer's metrics since its last log, by mode ("train", "eval") and name. Callers may change them in place."""
     recorded: dict[str, dict[str, list[float]]] = trainer._metrics
     return recorded
 
 
 def unread_metrics() -> dict[str, Any]:
-    """Attributes for a trainer whose `compute_loss` is to leave nothing behind: metrics, and a count of tokens."""
+    """Throw-away metrics and token count, to be set on a trainer whose `compute_loss` should leave no trace."""
     return {"_metrics": {"train": defaultdict(list)}, "_total_train_tokens": 0}
 
 

@@ -73,11 +73,11 @@ def test_other_recipes_do_not_know_the_keys_and_say_which_do(recipe):
         settings(recipe, pipeline_parallel_size=1)
 
 
-def test_a_whole_model_is_refused_nothing():
+def test_an_unsplit_model_has_no_restrictions():
     settings(tensor_parallel_size=1, pipeline_parallel_size=1, packing=True, optim="adafactor")
 
 
-def test_a_layout_does_not_change_what_a_stage_is():
+def test_a_layout_does_not_change_the_stages_key():
     assert settings().key_material() == settings(tensor_parallel_size=1, pipeline_schedule="gpipe").key_material()
 
 
@@ -103,14 +103,14 @@ def base(tmp_path):
     return make
 
 
-def test_what_the_keys_leave_over_are_copies(launched, base):
+def test_the_remaining_processes_are_data_parallel_copies(launched, base):
     launched(8)
     assert read_layout(settings(), base()) == Layout(2, 2, 2, "1f1b", 4)
     launched(2)
     assert read_layout(settings(pipeline_parallel_size=1), base()) == Layout(1, 1, 2, "1f1b", 4)
 
 
-def test_no_layout_is_the_trainer_itself(launched):
+def test_without_a_layout_split_returns_the_trainer_class(launched):
     launched(2)
     layout = read_layout(settings(tensor_parallel_size=1, pipeline_parallel_size=1), "nowhere")
     assert layout is None
@@ -125,7 +125,7 @@ def test_processes_that_do_not_fit_are_refused(launched, base, processes):
 
 
 @pytest.mark.parametrize("flag", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
-def test_two_ways_of_splitting_are_refused(launched, base, flag):
+def test_deepspeed_or_fsdp_with_a_split_model_is_refused(launched, base, flag):
     launched(4, **{flag: "true"})
     with pytest.raises(LaunchError, match="would split it again"):
         read_layout(settings(), base())
@@ -141,7 +141,7 @@ def test_two_ways_of_splitting_are_refused(launched, base, flag):
         ({}, {"tensor_parallel_size": 1, "pipeline_parallel_size": 4}, "4 stages, .* has 2 layers"),
     ],
 )  # fmt: skip
-def test_a_model_that_cannot_be_split_so_is_refused(launched, base, model, keys, says):
+def test_a_model_that_the_layout_cannot_split_is_refused(launched, base, model, keys, says):
     launched(8)
     with pytest.raises(ConfigError, match=says):
         read_layout(settings(**keys), base(**{"intermediate_size": 128, **model}))
@@ -154,7 +154,7 @@ SPLIT, BLOOM = Launch(2, "ddp", split=2), Launch(8, "ddp", split=4)
 @pytest.mark.parametrize(
     ("wrote", "now"), [(ONE, SPLIT), (SPLIT, ONE), (DDP, BLOOM), (BLOOM, Launch(4, "ddp", split=2))]
 )
-def test_a_checkpoint_goes_on_in_as_many_copies(tmp_path, wrote, now):
+def test_a_checkpoint_resumes_with_as_many_copies(tmp_path, wrote, now):
     (tmp_path / WRITTEN_BY).write_text(json.dumps(wrote.to_dict()))
     check_resumable(tmp_path, now)
 
@@ -164,7 +164,7 @@ def test_a_checkpoint_goes_on_in_as_many_copies(tmp_path, wrote, now):
     [
         (DDP, SPLIT, "another number of rows"),
         (SPLIT, BLOOM, "another number of rows"),
-        (Launch(2, "zero2"), BLOOM, "laid out in another way"),
+        (Launch(2, "zero2"), BLOOM, "weights and optimizer are in other files"),
     ],
 )
 def test_a_checkpoint_of_other_copies_or_files_is_refused(tmp_path, wrote, now, says):

@@ -1,4 +1,4 @@
-"""Key-value heads that the kernel shares against copies of them."""
+"""Attention with shared key-value heads against attention with copies of them."""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -8,7 +8,7 @@ from posttrain.models.cpu.attention import use_grouped_heads
 SWITCH = "TRANSFORMERS_SDPA_FORCE_GQA"
 
 
-def test_nothing_changes_but_the_copies(monkeypatch):
+def test_shared_heads_give_the_same_outputs_as_copied_ones(monkeypatch):
     """Outputs are equal bit for bit, gradients to the order of a sum; rows are padded on either side."""
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -1,4 +1,4 @@
-"""The cache with room against transformers' own."""
+"""The preallocated cache against transformers' own."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from posttrain.models.cpu.decoding import LayerWithRoom, cache_with_room
 
 
 @pytest.mark.parametrize("room", [0, 3, 20])  # none, too little, enough
-def test_it_gives_what_transformers_gives(tiny, room):
+def test_the_cache_gives_the_same_tokens_as_transformers(tiny, room):
     model = AutoModelForCausalLM.from_pretrained(tiny)
     ids = torch.tensor([[7, 7, 9, 11], [20, 21, 22, 23]])
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
@@ -33,7 +33,7 @@ def test_it_gives_what_transformers_gives(tiny, room):
     assert all(layer.get_seq_length() == 4 + 12 - 1 for layer in cache.layers)
 
 
-def test_within_its_room_nothing_is_copied():
+def test_within_its_room_the_cache_copies_nothing():
     layer, plain = LayerWithRoom(5), DynamicLayer()
     first = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4, 6)  # values of a size of their own
     keys, values = layer.update(*first)
@@ -48,7 +48,7 @@ def test_within_its_room_nothing_is_copied():
 
 
 @pytest.mark.parametrize("change", ["batch_select_indices", "reorder_cache"])
-def test_chosen_rows_stay_chosen(change):
+def test_selected_rows_of_the_cache_stay_selected(change):
     layer, plain = LayerWithRoom(5), DynamicLayer()
     first, new = (tuple(torch.randn(2, 3, tokens, 8) for _ in range(2)) for tokens in (4, 1))
     for cache in (layer, plain):

@@ -29,7 +29,7 @@ def test_equals_trls_tiles(softcap, biased):
     torch.testing.assert_close(hidden.grad, twin.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_not_asked_for_is_none():
+def test_outputs_that_are_not_requested_are_none():
     results = lm_head.logprobs(
         torch.randn(3, 4), torch.randn(9, 4), None, torch.tensor([1, 2, 3]), outputs=("is_top1",)
     )
@@ -87,7 +87,7 @@ def test_trains_the_same_adapter_and_logs_the_same(tiny, pairs, tmp_path, reques
             assert a[name] == pytest.approx(b[name], abs=1e-3), name
 
 
-def test_past_the_budget_trls_tiles_do_the_work(dense, monkeypatch):
+def test_past_the_budget_trls_tiles_are_used(dense, monkeypatch):
     monkeypatch.setattr(lm_head, "BUDGET_BYTES", 0)
     arguments = (torch.randn(3, 4), torch.randn(9, 4), None, torch.tensor([1, 2, 3]), 1.0, 4, None, 1.0, ("entropy",))
     tiled = utils._ChunkedLogProbFunction.apply(*arguments)

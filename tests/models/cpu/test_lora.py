@@ -81,7 +81,7 @@ def test_gradients_equal_finite_differences():
 
 
 @pytest.mark.parametrize("shape", [(0, 12), (2, 0, 12), (12,)])
-def test_any_number_of_rows(shape, calls):
+def test_any_number_of_rows_equals_peft(shape, calls):
     model, x = layers(), torch.randn(shape)
     torch.testing.assert_close(run(model, x), with_peft(model, x))
     assert len(calls) == 2
@@ -98,7 +98,7 @@ def test_the_output_may_be_changed_in_place():
     assert got and all(torch.equal(p.grad, got[n]) for n, p in model.named_parameters() if p.grad is not None)
 
 
-def test_only_what_is_trained_has_a_gradient(calls):
+def test_only_trained_tensors_get_a_gradient(calls):
     model, x = layers(), torch.randn(3, 12)
     adapted(model)[0].lora_A["default"].requires_grad_(False)
     model(x).sum().backward()
@@ -163,7 +163,7 @@ def test_a_strided_input_is_computed_as_it_is(calls):
         "merged",
     ],
 )
-def test_what_is_not_plain_goes_to_peft(options, prepare, calls):
+def test_layers_that_are_not_plain_go_to_peft(options, prepare, calls):
     model = layers(**options)
     prepare(model)
     model(torch.randn(3, 12).to(adapted(model)[0].base_layer.weight.dtype))
@@ -271,7 +271,7 @@ def test_side_by_side_refuses_other_rows_and_ends_with_its_block():
     ],
     ids=["bf16", "merged", "no adapter", "one adapter", "hook", "dropout"],
 )
-def test_what_is_not_plain_is_not_computed_side_by_side(prepare):
+def test_layers_that_are_not_plain_are_not_computed_side_by_side(prepare):
     model = two_adapters(lora_dropout=0.5).eval()
     assert lora.all_plain(adapted(model), ("default", "second"))
     prepare(model)
@@ -321,7 +321,7 @@ def test_folding_that_fails_halfway_leaves_nothing_folded(monkeypatch):
     assert torch.equal(model(x), before)
 
 
-def test_folded_leaves_alone_what_is_not_plain():
+def test_folded_leaves_layers_alone_that_are_not_plain():
     """16 bits would round the sum; DoRA's sum is another one."""
     for model in (layers().to(torch.bfloat16), layers(use_dora=True)):
         pointers = [layer.base_layer.weight.data_ptr() for layer in adapted(model)]

@@ -1,9 +1,9 @@
-"""Checkpoints of a split model: the files of one process, so that any layout of as many copies can read them.
+"""Checkpoints of a split model, in the files of a single process, so that any layout of as many copies can read them.
 
-    adapter_model.safetensors | model.safetensors     whole, under the names of the whole model
-    optimizer.pt                                      every parameter's moments, whole, in the order of one process
+    adapter_model.safetensors | model.safetensors     full tensors, under the names of the unsplit model
+    optimizer.pt                                      full moments of every parameter, in the order of one process
 
-Each is put together in process 0's host memory. Reading, a process maps the file and takes its own part.
+Each file is assembled in process 0's host memory. To read one, a process maps the file and takes its own part.
 """
 
 import os
@@ -28,7 +28,7 @@ OPTIMIZER = "optimizer.pt"  # transformers' name
 
 
 class Order:
-    """The trained parameters of a whole model, as its optimizer counts them: names, group by group."""
+    """The names of the unsplit model's trained parameters, in the order and groups of its optimizer."""
 
     def __init__(self, trainer: "Trainer") -> None:
         model = trainer.model
@@ -39,7 +39,7 @@ class Order:
         self.layers = model.config.num_hidden_layers
 
     def own(self, model: "PreTrainedModel", mesh: Mesh) -> dict[str, Any]:
-        """The trained parameters that this stage answers for."""
+        """The trained parameters that this stage saves: tied ones belong to one stage only."""
         return {
             name: p for name, p in model.named_parameters()
             if p.requires_grad and owner_of(name, mesh, self.layers) == mesh.stage
@@ -47,7 +47,7 @@ class Order:
 
 
 def collect(tensors: Mapping[str, Any], mesh: Mesh) -> dict[str, Tensor]:
-    """The tensors of every stage, whole and in host memory, on process 0; nothing elsewhere. All processes come."""
+    """Gather the full tensors of every stage in process 0's host memory; {} elsewhere. All processes must call it."""
     if mesh.data_rank != 0:
         return {}
     gathered: dict[str, Tensor] = {}
@@ -72,9 +72,9 @@ def collect(tensors: Mapping[str, Any], mesh: Mesh) -> dict[str, Tensor]:
 
 
 def save_weights(model: "PreTrainedModel", state: Mapping[str, Tensor], folder: str) -> None:
-    """Write an adapter, or whole weights, as PEFT and transformers read them; `state` has the names of parameters.
+    """Write an adapter or a full model as PEFT and transformers read them; `state` is by parameter name.
 
-    Their own writers ask the model which names there are, and a stage has a part of them.
+    PEFT's and transformers' own writers take the names from the model, and a stage has only some of them.
     """
     os.makedirs(folder, exist_ok=True)
     if not hasattr(model, "peft_config"):
@@ -91,7 +91,7 @@ def save_weights(model: "PreTrainedModel", state: Mapping[str, Tensor], folder: 
 
 
 def save_optimizer(trainer: "Trainer", order: Order, mesh: Mesh, folder: str) -> None:
-    """Write `optimizer.pt` as one process does."""
+    """Write `optimizer.pt` as a single process would."""
     own = {parameter: name for name, parameter in order.own(trainer.model, mesh).items()}
     moments = {
         f"{own[parameter]} {kind}": value
@@ -118,7 +118,7 @@ def save_optimizer(trainer: "Trainer", order: Order, mesh: Mesh, folder: str) ->
 
 
 def load_optimizer(trainer: "Trainer", order: Order, folder: str) -> None:
-    """Take this process's part of `optimizer.pt`."""
+    """Load this process's part of `optimizer.pt`."""
     saved = torch.load(Path(folder) / OPTIMIZER, map_location="cpu", mmap=True, weights_only=True)
     names = {parameter: name for name, parameter in trainer.model.named_parameters()}
     place = {name: i for i, name in enumerate(order.names)}
@@ -129,7 +129,7 @@ def load_optimizer(trainer: "Trainer", order: Order, folder: str) -> None:
         groups.append({**kept, "params": list(range(count, count + len(group["params"])))})
         for parameter in group["params"]:
             found = saved["state"].get(place[names[parameter]], {})
-            # Moments are cut as their parameter; a step count is a number.
+            # Moments are sharded like their parameter; the step count is a scalar.
             state[count] = {k: cut_like(v.clone(), parameter) if v.ndim else v.clone() for k, v in found.items()}
             count += 1
     trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,4 +1,4 @@
-"""Gradients of a split model, as one process would have them: summed, averaged over copies, measured and clipped."""
+"""Gradients of a split model, equal to those of one process: reduced over copies, their norm, clipping."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from .tensor import local
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BUCKET_BYTES = 64 * 2**20  # one message between copies of the model
+BUCKET_BYTES = 64 * 2**20  # per all-reduce between copies of the model
 
 
 def trained(model: "PreTrainedModel") -> list[Any]:
@@ -22,7 +22,7 @@ def trained(model: "PreTrainedModel") -> list[Any]:
 
 
 def tied_end(model: "PreTrainedModel", mesh: Mesh) -> Any | None:
-    """The embedding of which the other end of the pipeline trains a copy; None where there is none."""
+    """The trained embedding that is tied to the other end of the pipeline; None if there is none here."""
     base = unwrap_peft_model(model)
     if mesh.layout.pipeline == 1 or not base.config.tie_word_embeddings or not (mesh.is_first or mesh.is_last):
         return None
@@ -31,11 +31,11 @@ def tied_end(model: "PreTrainedModel", mesh: Mesh) -> Any | None:
 
 
 def reduce(model: "PreTrainedModel", mesh: Mesh) -> None:
-    """Sum what both ends found for tied embeddings, and average over the copies of the model."""
+    """Sum the gradients of tied embeddings over both ends, and average all over the copies of the model."""
     for parameter in trained(model):
-        if parameter.grad is None:  # every copy sends the same list
+        if parameter.grad is None:  # every copy must send the same list
             parameter.grad = torch.zeros_like(parameter)
-        # A table of words that is cut gets the whole gradient on each process; sending that would never meet.
+        # A sharded embedding gets the full gradient on each process; all-reduces need the same size on all of them.
         if isinstance(parameter, DTensor) and parameter.grad.placements != parameter.placements:
             parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
     tied = tied_end(model, mesh)
@@ -51,7 +51,7 @@ def reduce(model: "PreTrainedModel", mesh: Mesh) -> None:
 
 
 def _buckets(gradients: list[Any]) -> Iterator[list[Any]]:
-    """Neighbours of one number format, up to BUCKET_BYTES."""
+    """Consecutive gradients of one dtype, up to BUCKET_BYTES."""
     bucket: list[Any] = []
     for gradient in gradients:
         size = sum(g.nbytes for g in bucket) + gradient.nbytes
@@ -64,10 +64,9 @@ def _buckets(gradients: list[Any]) -> Iterator[list[Any]]:
 
 
 def norm(model: "PreTrainedModel", mesh: Mesh) -> torch.Tensor:
-    """The 2-norm of the whole model's gradient, a scalar that is the same on every process.
+    """The 2-norm of the full model's gradient, a scalar that is the same on every process.
 
-    Squares of what is cut are summed over the processes that share it; what all of them have counts once, and so do
-    tied embeddings.
+    Squares of sharded gradients are summed over their processes; replicated ones count once, and so do tied embeddings.
     """
     cut = torch.zeros((), device=mesh.device)
     same = torch.zeros((), device=mesh.device)
@@ -89,7 +88,7 @@ def norm(model: "PreTrainedModel", mesh: Mesh) -> torch.Tensor:
 
 
 def clip(model: "PreTrainedModel", mesh: Mesh, max_norm: float) -> torch.Tensor:
-    """Scale the whole gradient down to `max_norm` where it is longer; its length before, a scalar."""
+    """Clip the full gradient to the norm `max_norm`, and return its norm before, a scalar."""
     length = norm(model, mesh)
     scale = torch.clamp(max_norm / (length + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_
     for parameter in trained(model):

@@ -1,9 +1,9 @@
-"""How many processes hold one model, and in which way: data x pipeline x tensor.
+"""How one model is distributed over processes: data x pipeline x tensor.
 
-Process r is at (r // (pipeline * tensor), r // tensor % pipeline, r % tensor): the tensor parts of a layer, which talk
-most, are neighbours, and copies of the model are furthest apart (Narayanan et al., 2021, section 3). Whatever cannot be
-split, or is not proven to train as one process does, is refused here, before weights are read. Imports no torch at the
-top: a configuration is checked on a login node.
+Process r is at (r // (pipeline * tensor), r // tensor % pipeline, r % tensor): the tensor shards of a layer, which
+communicate most, are neighbours, and copies of the model are furthest apart (Narayanan et al., 2021, section 3).
+Whatever cannot be split, or is not proven to train as one process does, is refused here, before weights are read.
+Imports no torch at the top, so that a configuration can be checked on a login node.
 """
 
 import os
@@ -18,7 +18,7 @@ from ...log import world_size
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of the three dimensions, and how a pipeline goes through a batch."""
+    """Sizes of the three dimensions, the pipeline's schedule, and its micro-batches per batch."""
 
     data: int
     pipeline: int
@@ -31,10 +31,10 @@ class Layout:
 
 
 def read_layout(config: Any, base: str) -> Layout | None:
-    """The layout of a run, of its StageConfig, checked against the launch and the model's own configuration.
+    """The layout in a run's StageConfig, checked against the launch and the model's configuration.
 
     None when nothing is split. Raises LaunchError for a launch that does not fit, ConfigError for a model that cannot
-    be split so.
+    be split that way.
     """
     settings = config.part(ParallelSettings)
     tensor, pipeline = settings.tensor_parallel_size, settings.pipeline_parallel_size
@@ -66,13 +66,13 @@ def _check_model(base: str, tensor: int, pipeline: int, **options: Any) -> None:
     config = AutoConfig.from_pretrained(base, **options)
     if config.model_type not in MODELS:
         raise ConfigError(
-            f"model_name_or_path: a {config.model_type} is not proven to train split as it does whole; use one of "
-            f"{', '.join(MODELS)}, or zero3.yaml without tensor_parallel_size and pipeline_parallel_size"
+            f"model_name_or_path: a {config.model_type} is not proven to train when split as it does unsplit; use one "
+            f"of {', '.join(MODELS)}, or zero3.yaml without tensor_parallel_size and pipeline_parallel_size"
         )
     if getattr(config, "attention_dropout", 0):
         raise ConfigError(
             f"model_name_or_path: {base} has attention_dropout: {config.attention_dropout} in its config.json, and "
-            "processes would drop other numbers than one does; set it to 0 there, or do not split the model"
+            "dropout on several processes differs from one process; set it to 0 there, or do not split the model"
         )
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         if getattr(config, name) % tensor:

@@ -1,12 +1,12 @@
-"""TRL's own losses on a pipeline: a micro-batch's on the last stage, and the whole batch's numbers after it.
+"""TRL's own losses on a pipeline: per micro-batch on the last stage, then loss and metrics of the full batch.
 
-A trainer's `compute_loss(model, inputs)` calls `model(..., fused_lm_head=True)` once, and works on what it gives of
-each token. So the last stage stands in for the model, micro-batch by micro-batch, and what it gave is kept. When all
-have gone through, the same function is asked once more, with the kept numbers of the whole batch in the model's place:
-loss and metrics are those of a process that had the batch to itself.
+A trainer's `compute_loss(model, inputs)` calls `model(..., fused_lm_head=True)` once, and uses only its outputs per
+token. So for each micro-batch the last stage takes the model's place, and its outputs are kept. After the last one,
+`compute_loss` is called once more with the kept outputs of the full batch in the model's place: loss and metrics are
+then those of one process with the full batch.
 
-Micro-batch losses add up to the batch's. A sum over tokens, divided by their number in all (SFT), does so as it is; a
-mean over pairs is weighed by the micro-batch's share of pairs, a mean over tokens by its share of tokens.
+Micro-batch losses add up to the batch's. A sum over tokens divided by the batch's number of tokens (SFT) does so
+already; a mean over pairs is weighted by the micro-batch's share of pairs, a mean over tokens by its share of tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class LastStage:
-    """The last stage as the model that a loss calls: where it would embed tokens, their hidden states have come in."""
+    """The last stage in the model's place in `compute_loss`: it takes hidden states instead of embedding tokens."""
 
     def __init__(self, model: "PreTrainedModel", hidden: Tensor) -> None:
         self.model, self.hidden, self.outputs = model, hidden, None
@@ -38,10 +38,10 @@ class LastStage:
 
 
 class MicroBatches:
-    """A batch in equal parts, each as a trainer would get it; pairs stay together.
+    """A batch in equal parts, each laid out like a trainer's batch; pairs stay together.
 
-    TRL's batch of n pairs is the chosen rows, then the rejected ones, (2n, T); a part is the same for its pairs.
-    `rows` is the batch with its parts one after the other, `parts` are these.
+    TRL's batch of n pairs is the chosen rows, then the rejected ones, (2n, T); each part has that order for its pairs.
+    `rows` is the batch with its parts one after the other; `parts` is the list of them.
     """
 
     def __init__(self, inputs: Mapping[str, Tensor], count: int) -> None:
@@ -57,7 +57,7 @@ class MicroBatches:
         self.parts = [{name: chunk[k] for name, chunk in chunks.items()} for k in range(self.count)]
 
     def join(self, outputs: list[Any]) -> Any:
-        """What the last stage gave for each part as one output, in the batch's own order and without gradients."""
+        """The last stage's outputs for all parts as one, in the batch's original order and without gradients."""
         back = torch.argsort(self.order)
         joined = {
             name: torch.cat([output[name].detach() for output in outputs])[back.to(value.device)]
@@ -66,14 +66,14 @@ class MicroBatches:
         return type(outputs[0])(**joined)
 
     def token_shares(self) -> list[float]:
-        """Each part's share of the chosen completions' tokens."""
+        """Each part's share of the tokens of chosen completions."""
         tokens = [int(part["completion_mask"].chunk(2)[0][:, 1:].sum()) for part in self.parts]
         return [n / max(1, sum(tokens)) for n in tokens]
 
 
 @contextmanager
 def gathering(trainer: "Trainer", gather: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While a loss is computed by some of the processes: what it gathers of all of them for its metrics."""
+    """Replace the accelerator's `gather` within the block, where only some processes compute a loss."""
     accelerator = trainer.accelerator
     accelerator.gather = accelerator.gather_for_metrics = gather
     try:
@@ -83,7 +83,7 @@ def gathering(trainer: "Trainer", gather: Callable[[Tensor], Tensor]) -> Iterato
 
 
 def gather_copies(mesh: Mesh) -> Callable[[Tensor], Tensor]:
-    """As accelerate's `gather`, over the copies of the model only."""
+    """accelerate's `gather`, but over the copies of the model only."""
 
     def gather(tensor: Tensor) -> Tensor:
         tensor = tensor.reshape(1) if tensor.ndim == 0 else tensor.contiguous()
@@ -96,7 +96,7 @@ def gather_copies(mesh: Mesh) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def set_aside(trainer: "Trainer", **values: Any) -> Iterator[None]:
-    """Attributes of a trainer for a while, and metrics and a count of tokens that nobody reads."""
+    """Set attributes of a trainer within the block, and throw-away metrics and token counts."""
     values |= unread_metrics()
     kept = {name: getattr(trainer, name) for name in values}
     for name, value in values.items():
@@ -109,7 +109,7 @@ def set_aside(trainer: "Trainer", **values: Any) -> Iterator[None]:
 
 
 class BatchLoss:
-    """The loss of one batch of `trainer`, part by part; on the last stage only."""
+    """The loss of one batch of `trainer`, computed part by part; used on the last stage only."""
 
     def __init__(self, trainer: "Trainer", batch: MicroBatches, num_items: Any, scale: float) -> None:
         self.trainer, self.batch, self.num_items, self.scale = trainer, batch, num_items, scale
@@ -118,13 +118,13 @@ class BatchLoss:
         self.shares = batch.token_shares() if batch.is_pairs else []
 
     def score_reference(self, k: int, hidden: Tensor) -> Tensor:
-        """Keep the reference's log-probabilities of the pairs of part k; it has no loss."""
+        """Keep the reference's log-probabilities of part k's pairs. Returns 0, as the schedule needs a loss."""
         model = getattr(self.trainer, "ref_model", None) or self.trainer.model
         self.reference[k] = self.trainer.compute_ref_log_probs(LastStage(model, hidden), self.batch.parts[k])
         return hidden.new_zeros(())
 
     def score(self, k: int, hidden: Tensor) -> Tensor:
-        """The loss of part k, so scaled that the parts' sum is the batch's."""
+        """The loss of part k, scaled so that the parts add up to the batch's loss."""
         model, part = LastStage(self.trainer.model, hidden), dict(self.batch.parts[k])
         with gathering(self.trainer, lambda tensor: tensor):
             if self.batch.is_pairs:
@@ -146,7 +146,7 @@ class BatchLoss:
 
     @torch.no_grad()
     def finish(self, mesh: Mesh) -> Tensor:
-        """The whole batch's loss, with the trainer's metrics of it."""
+        """The full batch's loss; records the trainer's metrics of it."""
         outputs, inputs = self.batch.join(self.outputs), dict(self.batch.inputs)
         options: dict[str, Any] = {} if self.batch.is_pairs else {"num_items_in_batch": self.num_items}
         if self.batch.is_pairs:

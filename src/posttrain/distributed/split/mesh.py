@@ -1,4 +1,4 @@
-"""The processes of a layout, and the groups in which they talk."""
+"""The processes of a layout, and their process groups."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -42,20 +42,20 @@ class Mesh:
         return self.stage == self.layout.pipeline - 1
 
     def stage_of(self, layer: int, layers: int) -> int:
-        """The stage that has a layer: the first of those whose share reaches it."""
+        """The stage that holds a layer, as layers are divided evenly in order."""
         return next(s for s in range(self.layout.pipeline) if layer < layers * (s + 1) // self.layout.pipeline)
 
 
 class SplitParallelism(ParallelismConfig):  # type: ignore[misc]
-    """What accelerate is told: processes of one copy get one batch, and the tokens of a batch are counted once.
+    """Tells accelerate that the processes of one copy get the same batch, whose tokens are counted once.
 
-    Its "tp" is our tensor x pipeline, its "dp_shard" our data; it shards nothing, since the trainer never asks it to.
+    Its "tp" is our tensor x pipeline, its "dp_shard" our data. It shards nothing, since the trainer never asks it to.
     """
 
     def __init__(self, layout: Layout) -> None:
         super().__init__(tp_size=layout.tensor * layout.pipeline, dp_shard_size=layout.data)
 
     def _validate_accelerator(self, accelerator: "Accelerator") -> None:
-        """accelerate 1.15 refuses processes on a CPU; what is used of it here works on any device."""
+        """accelerate 1.15 refuses CPU processes, although what is used of it here works on any device."""
         if accelerator.device.type != "cpu" or self.total_size != accelerator.num_processes:
             super()._validate_accelerator(accelerator)

@@ -1,7 +1,7 @@
 """Pipeline stages: a model whose layers are on several processes, in order.
 
-Every process keeps the model's tree, so that names stay those of the whole model. What another stage has is put aside
-without memory, and a module that passes its input on stands in its place. Tied embeddings are on both ends.
+Every process keeps the model's module tree, so that names stay those of the unsplit model. Layers of other stages are
+moved to the meta device, and a module that returns its input takes their place. Tied embeddings are on both ends.
 """
 
 import re
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class PassOn(nn.Module):
-    """Stands where another stage has a layer."""
+    """Takes the place of a layer that another stage holds."""
 
     def forward(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
         return hidden
 
 
 def owner_of(name: str, mesh: Mesh, layers: int) -> int:
-    """The stage that answers for a parameter or module, by its name in the whole model."""
+    """The stage that owns a parameter or module, by its name in the unsplit model."""
     layer = re.search(r"(?:^|\.)layers\.(\d+)(?:\.|$)", name)
     if layer:
         return mesh.stage_of(int(layer[1]), layers)
@@ -35,7 +35,7 @@ def owner_of(name: str, mesh: Mesh, layers: int) -> int:
 
 
 class PipelinePartition:
-    """A model that is cut into stages, in place; `restore` makes it whole again."""
+    """Partitions a model into pipeline stages in place; `restore` undoes it."""
 
     def __init__(self, model: "PreTrainedModel", mesh: Mesh) -> None:
         self.mesh, self.base = mesh, unwrap_peft_model(model)
@@ -48,7 +48,7 @@ class PipelinePartition:
                 setattr(self.base.get_submodule(parent), own, PassOn())
 
     def _parts(self) -> Iterator[str]:
-        """Names of what stages share out, in the order of the forward pass."""
+        """Names of the modules that are distributed over stages, in the order of the forward pass."""
         trunk = self.base.base_model_prefix
         yield f"{trunk}.embed_tokens"
         for layer in range(self.layers):
@@ -61,7 +61,7 @@ class PipelinePartition:
         return owner_of(name, self.mesh, self.layers) == self.mesh.stage or tied_end
 
     def restore(self) -> None:
-        """Every stage gets what the others have. Every process of the pipeline comes here."""
+        """Give every stage the full model again. Every process of the pipeline must call it."""
         for name in self._parts():
             parent, _, own = name.rpartition(".")
             if name in self.aside:
@@ -70,7 +70,7 @@ class PipelinePartition:
         if self.base.config.tie_word_embeddings:
             self.base.get_output_embeddings().weight = self.base.get_input_embeddings().weight
         for name, tensor in (*self.base.named_parameters(), *self.base.named_buffers()):
-            if ".rotary_emb." not in name:  # every stage computes these
+            if ".rotary_emb." not in name:  # computed on every stage
                 owner = owner_of(name, self.mesh, self.layers)
                 with torch.no_grad():
                     dist.broadcast(tensor.data, group_src=owner, group=self.mesh.pipeline)

@@ -1,9 +1,10 @@
-"""One pass of a batch through the stages: torch.distributed.pipelining moves it, TRL's own loss ends it.
+"""One pass of a batch through the pipeline, by torch.distributed.pipelining, with TRL's own loss on the last stage.
 
-A batch is shared out into micro-batches. A stage gets hidden states (rows, T, H) from the stage before, and sends its
-own on; the last hands them to `score`, which gives the micro-batch's loss. With `gpipe` all micro-batches go forward
-before the first comes back (Huang et al., 2019); with `1f1b` a stage alternates, and holds the activations of as many
-micro-batches as there are stages from it to the last (Narayanan et al., 2019). Both give the same gradients.
+A batch is divided into micro-batches. A stage receives hidden states (rows, T, H) from the stage before and sends its
+own to the next; the last passes them to `score`, which returns the micro-batch's loss. With `gpipe` all micro-batches
+go forward before the first goes backward (Huang et al., 2019); with `1f1b` a stage alternates, and holds the
+activations of as many micro-batches as there are stages from it to the last (Narayanan et al., 2019). Both give the
+same gradients.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ class Stage(nn.Module):
         self.score: Score | None = None
 
     def forward(self, x: Tensor, attention_mask: Tensor, index: Tensor) -> Tensor:
-        """`x` is token ids (rows, T) on the first stage, hidden states elsewhere; the last stage gives the loss."""
+        """`x` is token ids (rows, T) on the first stage, hidden states elsewhere; the last stage returns the loss."""
         if self.mesh.is_last:
             assert self.score is not None
             return self.score(int(index), x)
@@ -44,14 +45,14 @@ class Stage(nn.Module):
 
 
 class Pipeline:
-    """A model that is cut into stages, run by a schedule."""
+    """A model that is partitioned into stages, and the schedule that runs it."""
 
     def __init__(self, model: "PreTrainedModel", mesh: Mesh, *, autocast: Callable[[], Any]) -> None:
         self.mesh, self.stage = mesh, Stage(model, mesh, autocast)
-        self.prepared: dict[bool, tuple[Any, Any]] = {}  # trains? -> (shapes, schedule): the last one
+        self.prepared: dict[bool, tuple[Any, Any]] = {}  # trains? -> (shapes, schedule), the latest
 
     def run(self, batch: Mapping[str, Tensor], count: int, score: Score, *, train: bool) -> None:
-        """Send a batch through in `count` equal micro-batches, and with `train` its gradients back.
+        """Send a batch forward in `count` equal micro-batches and, with `train`, its gradients backward.
 
         `batch` has `input_ids` and `attention_mask`, (rows, T), its micro-batches one after the other. Parameters
         accumulate the gradient of the sum of what `score` returns; it is called on the last stage only.
@@ -66,14 +67,15 @@ class Pipeline:
         self.stage.score = None
 
     def _schedule(self, shape: tuple[int, int], count: int, train: bool) -> Any:
-        """A schedule for micro-batches of (rows, T). A stage's buffers have one shape: another shape, another stage."""
+        """A schedule for micro-batches of (rows, T). A PipelineStage has buffers of one shape, so another shape needs
+        a new one."""
         made_for, schedule = self.prepared.get(train, (None, None))
         if made_for == (shape, count):
             return schedule
         layout, base = self.mesh.layout, unwrap_peft_model(self.stage.model)
         hidden = torch.empty(*shape, base.config.hidden_size, dtype=base.dtype, device="meta", requires_grad=train)
         ids = torch.empty(shape, dtype=torch.long, device="meta")
-        # Told the shapes, torch does not find them out by a forward and backward pass of its own.
+        # Without these shapes torch would infer them by an extra forward and backward pass.
         stage = PipelineStage(
             self.stage, self.mesh.stage, layout.pipeline, self.mesh.device, group=self.mesh.pipeline,
             input_args=ids if self.mesh.is_first else hidden,

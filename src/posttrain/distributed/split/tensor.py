@@ -1,12 +1,12 @@
-"""Tensor parallelism: each layer's matrices cut over neighbouring processes (Shoeybi et al., 2019).
+"""Tensor parallelism: each layer's matrices sharded over neighbouring processes (Shoeybi et al., 2019).
 
-A column-wise layer (q, k, v, gate, up) has a share of its outputs on each process, the row-wise one after it (o, down)
-a share of its inputs; one sum over processes follows each pair, forwards and backwards. Which layer is which is the
-model's own `tp_plan`, and the arithmetic transformers' own styles. Of an adapter, `lora_B` is cut with a column-wise
-layer and `lora_A` with a row-wise one.
+A column-wise layer (q, k, v, gate, up) has a shard of its outputs on each process, the row-wise one after it (o, down)
+a shard of its inputs; one all-reduce follows each pair, forward and backward. The model's own `tp_plan` says which
+layer is which, and transformers' parallel styles do the arithmetic. Of an adapter, `lora_B` is sharded with a
+column-wise layer and `lora_A` with a row-wise one.
 
-The adapter is made on the whole model first, so that it begins as on one process. On a model that was loaded in parts,
-peft 0.21 builds `lora_A` of a row-wise layer for the width of a part: its shape is wrong, and so is its initial scale.
+The adapter is made on the unsplit model first, so that it starts as on one process. On a model that was loaded in
+shards, peft 0.21 builds `lora_A` of a row-wise layer for a shard's width: its shape and its initial scale are wrong.
 """
 
 import re
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def shard(model: "PreTrainedModel", devices: Any) -> None:
-    """PipelinePartition a model's layers over the processes of a one-dimensional device mesh, in place."""
+    """Shard a model's layers over the processes of a one-dimensional device mesh, in place."""
     from peft.tuners.lora import Linear
 
     base = unwrap_peft_model(model)
@@ -44,7 +44,7 @@ def shard(model: "PreTrainedModel", devices: Any) -> None:
         _cut(style, module.base_layer, devices)
     ends = base.get_input_embeddings(), base.get_output_embeddings()
     if base.config.tie_word_embeddings and all(hasattr(end, "weight") for end in ends):
-        ends[1].weight = ends[0].weight  # each was cut by itself, in the same way
+        ends[1].weight = ends[0].weight  # each was sharded separately, in the same way
 
 
 def _cut(style: str, module: Any, devices: Any) -> None:
@@ -53,7 +53,7 @@ def _cut(style: str, module: Any, devices: Any) -> None:
 
 
 def unshard(model: "PreTrainedModel") -> None:
-    """Give a sharded model its whole parameters and its own forward back. Every process of the mesh comes here."""
+    """Restore a sharded model's full parameters and its own `forward`. Every process of the mesh must call it."""
     whole: dict[Any, nn.Parameter] = {}
     for module in model.modules():
         if "whole_forward" in vars(module):
@@ -70,18 +70,18 @@ def unshard(model: "PreTrainedModel") -> None:
 
 
 def local(tensor: Any) -> Any:
-    """What this process holds of a tensor, by reference."""
+    """This process's shard of a tensor, by reference."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Any) -> torch.Tensor:
-    """A tensor with the shares of all processes, which must all come here."""
+    """The full tensor, gathered from all processes, which must all call it."""
     gathered: torch.Tensor = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
     return gathered
 
 
 def cut_like(tensor: torch.Tensor, parameter: Any) -> torch.Tensor:
-    """A whole tensor as `parameter` is: cut where it is cut, on its device."""
+    """A full tensor, sharded like `parameter` and on its device."""
     tensor = tensor.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return tensor

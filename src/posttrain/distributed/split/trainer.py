@@ -1,8 +1,8 @@
 """TRL's SFT and DPO trainers on a model that is split over processes.
 
-To the outside nothing is split: a trainer is made with a whole model, `train` cuts it, and hands it back whole. In
-between, the loss is TRL's, the loop, the schedule of learning rates and the log transformers'; gradients, their length
-and checkpoints are put together here. Private parts of both libraries are overridden: the versions are pinned, and
+The split exists only within `train`: the trainer is made with a complete model, `train` splits it, and restores it at
+the end. The loss is TRL's; the loop, the learning-rate schedule and the log are transformers'; gradients, their norm
+and checkpoints are assembled here. Private parts of both libraries are overridden: the versions are pinned, and
 tests/distributed compares every kind of split with one process.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class SplitTrainer(Trainer):  # type: ignore[misc]
-    """Stands before SFTTrainer or DPOTrainer (`layout.split`)."""
+    """The first base of a class whose second base is SFTTrainer or DPOTrainer (see `split`)."""
 
     layout: Layout
 
@@ -41,14 +41,14 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
         self.reference: Pipeline | None = None
         args.parallelism_config = SplitParallelism(self.layout)
         super().__init__(*given, args=args, **options)
-        for name, module in self.model.named_modules():  # an adapter that goes on brings its own
+        for name, module in self.model.named_modules():  # a continued adapter has its parent's dropout
             if isinstance(module, torch.nn.Dropout) and module.p > 0:
                 raise ConfigError(
-                    f"inputs.policy: its {name} drops {module.p:g} of what passes, and processes would drop other "
-                    "numbers than one does: use adapter.start: merge, or train the policy with adapter.dropout: 0"
+                    f"inputs.policy: its {name} has dropout {module.p:g}, and dropout on several processes differs "
+                    "from one process: use adapter.start: merge, or train the policy with adapter.dropout: 0"
                 )
 
-    # Whole, split, whole
+    # Splitting and restoring
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         result = super().train(*args, **kwargs)
@@ -56,7 +56,7 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
         return result
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """Between the weights of a checkpoint, which transformers has read by now, and the optimizer."""
+        """Split here: after transformers has read a checkpoint's weights, before it makes the optimizer."""
         self._split()
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
@@ -78,12 +78,12 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
             )
             # An adapter's reference is the same model, with another adapter or none.
             self.reference = others[0] if others else self.pipeline if hasattr(self, "loss_types") else None
-            count_tokens_of_every_process(self)  # metrics are gathered over copies of the model, which have each once
+            count_tokens_of_every_process(self)  # metrics are gathered over copies of the model
         # The model manages its own placement and gradients: transformers wraps it in nothing.
         self.is_distributed_loading_by_transformers = True
 
     def _models(self) -> list[Any]:
-        """What is split: the model, and DPO's reference where it is a model of its own."""
+        """The models to split: the policy, and DPO's reference if it is a separate model."""
         reference = getattr(self, "ref_model", None)
         return [self.model] if reference is None else [self.model, reference]
 
@@ -97,7 +97,8 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
         self.is_distributed_loading_by_transformers = False
 
     def _sync_replicated_trainable_parameters(self, model: "PreTrainedModel") -> None:
-        """transformers would average over all processes what is not a DTensor; `gradients.reduce` knows which."""
+        """Nothing: transformers would average everything that is no DTensor over all processes, while
+        `gradients.reduce` averages over the right ones."""
 
     # Step
 
@@ -111,11 +112,11 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def _pipeline_step(self, inputs: Any, num_items: Any) -> torch.Tensor:
-        """Forward and backward of one batch; its loss on every stage."""
+        """Forward and backward pass of one batch; returns its loss on every stage."""
         assert self.pipeline is not None
         self.model.train()
         batch = MicroBatches(inputs, self.layout.micro_batches)
-        # As `Trainer.training_step`: a mean over a batch is one of several that are accumulated.
+        # As in `Trainer.training_step`: a loss that is a mean over its batch is divided by the accumulation steps.
         scaled = self.model_accepts_loss_kwargs and num_items is not None
         scaled = scaled if self.loss_is_scaled_for_ga is None else self.loss_is_scaled_for_ga
         loss = BatchLoss(self, batch, num_items, 1.0 if scaled else 1 / self.current_gradient_accumulation_steps)
@@ -128,7 +129,7 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
         return total
 
     def _as_reference(self) -> Any:
-        """The adapter that is DPO's reference, while stages run it; on the last, TRL's own function switches."""
+        """Switch to DPO's reference adapter while stages run it; on the last stage TRL's own function does that."""
         if self.mesh.is_last or not hasattr(self.model, "peft_config"):
             return nullcontext()
         return use_adapter(self.model, adapter_name="ref" if "ref" in self.model.peft_config else None)
@@ -140,7 +141,7 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
         return gradients.norm(self.model, self.mesh) if grad_norm is None else grad_norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The last stage has the metrics, process 0 writes them."""
+        """Send the metrics from the last stage to process 0, which writes them."""
         if self.pipeline is not None:
             metrics = recorded_metrics(self)
             found = [metrics["train"]]
@@ -163,7 +164,8 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """All files are there when process 0 writes trainer_state.json, which says that a checkpoint is whole."""
+        """Wait until all files are written: process 0 then writes trainer_state.json, which marks a checkpoint as
+        complete."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
@@ -175,7 +177,8 @@ class SplitTrainer(Trainer):  # type: ignore[misc]
 
 
 def split(trainer_class: Any, layout: Layout | None) -> Any:
-    """`trainer_class` (TRL's SFTTrainer or DPOTrainer), made to train a model that is split; itself where none is."""
+    """A subclass of `trainer_class` (SFTTrainer or DPOTrainer) that splits its model; the class itself without
+    `layout`."""
     if layout is None:
         return trainer_class
     from .trainer import SplitTrainer

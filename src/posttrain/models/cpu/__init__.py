@@ -1,10 +1,10 @@
-"""Faster ways on a CPU, with the same numbers: put in by one `install()`."""
+"""Faster code on a CPU with the same results, enabled by `install()`."""
 
 
 def install() -> None:
-    """Give TRL another language-model head, PEFT another LoRA layer, transformers another way to call attention.
+    """Replace TRL's language-model head, PEFT's LoRA layer and transformers' attention call in this process for good.
 
-    In this process and for good; each does nothing where an accelerator is there. Safe to call again.
+    With an accelerator they compute as before. Safe to call again.
     """
     from .attention import use_grouped_heads
     from .lm_head import use_dense_lm_head

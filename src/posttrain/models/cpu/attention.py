@@ -4,12 +4,12 @@ import os
 
 
 def use_grouped_heads() -> bool:
-    """Let the attention kernel share key-value heads among query heads, where no accelerator is there.
+    """Let the attention kernel share key-value heads among query heads, if there is no accelerator.
 
-    Where a batch has padding, transformers repeats keys and values for each query head instead, except for a single
-    token: on CUDA shared heads and a mask would lead to a slow kernel (`transformers/integrations/sdpa_attention.py`,
-    `use_gqa_in_sdpa`). The CPU's has no such weakness: the same numbers, without the copies. The switch is
-    transformers' own, of the environment; what stands there stays. Returns whether there is no accelerator.
+    If a batch has padding, transformers repeats keys and values for each query head instead, except for a single token,
+    because on CUDA shared heads and a mask would select a slow kernel (`transformers/integrations/sdpa_attention.py`,
+    `use_gqa_in_sdpa`). The CPU's kernel is not slower: same numbers, no copies. The switch is an environment variable
+    of transformers; a value that is already set is kept. Returns whether there is no accelerator.
     `benchmarks/train.py --gains` measures it.
     """
     import torch

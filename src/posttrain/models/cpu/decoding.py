@@ -1,6 +1,7 @@
-"""A key-value cache with room for the tokens to come.
+"""Faster decoding on a CPU: a preallocated key-value cache, and a head that multiplies few rows in slices.
 
-transformers' own grows by concatenation: each token copies the keys and values of all tokens before it, in every layer.
+transformers' own cache grows by concatenation: each token copies the keys and values of all tokens before it, in every
+layer.
 """
 
 import inspect
@@ -22,11 +23,10 @@ MANY_ROWS, SLICE = 16, 768
 
 @contextmanager
 def in_slices(model: "PreTrainedModel") -> Iterator[None]:
-    """While a model draws on a CPU: its head multiplies a few rows by a slice of its weight at a time.
+    """Within the block, a model's head on a CPU multiplies a few rows by one slice of its weight at a time.
 
-    MKL's product of fewer than 16 rows with a weight as large as this reads it slowly: for 8 rows of 576 and 49,152
-    words 15 ms on two threads and 31 on one, in slices 8 and 16. The head must not be called by another thread
-    meanwhile.
+    MKL is slow at multiplying fewer than 16 rows by a weight this large: for 8 rows of width 576 and a vocabulary of
+    49,152 it takes 15 ms on two threads and 31 on one; in slices 8 and 16. No other thread may call the head meanwhile.
     """
     import torch
 
@@ -49,9 +49,9 @@ def in_slices(model: "PreTrainedModel") -> Iterator[None]:
 
 
 class LayerWithRoom(DynamicLayer):  # type: ignore[misc]
-    """Keys and values (B, heads, T, size), views of tensors that have room for `room` tokens after the first update.
+    """Keys and values (B, heads, T, size) as views of tensors with room for `room` tokens after the first update.
 
-    Past its room, or once its rows were chosen or repeated, it grows like transformers' own.
+    When the room is used up, or once rows were selected or repeated, it grows like transformers' own.
     """
 
     keys: Any
@@ -78,14 +78,14 @@ class LayerWithRoom(DynamicLayer):  # type: ignore[misc]
 
 
 def cache_with_room(model: "PreTrainedModel", tokens: int) -> DynamicCache | None:
-    """An empty cache for `generate(past_key_values=)`; None where the model, or its own settings, want another kind.
+    """An empty cache for `generate(past_key_values=)`; None if the model or its generation_config needs another kind.
 
-    Layers of other kinds, those with a sliding window among them, stay transformers'.
+    Other kinds of layers, such as those with a sliding window, stay transformers'.
     """
     from ...upstream.transformers import takes_dynamic_cache
 
     base = unwrap_peft_model(model)
-    takes_it = "past_key_values" in inspect.signature(base.forward).parameters  # Mamba's name is another
+    takes_it = "past_key_values" in inspect.signature(base.forward).parameters  # Mamba has another name for it
     if not (takes_it and takes_dynamic_cache(base)) or base.generation_config.cache_implementation:
         return None
     cache = DynamicCache(config=model.config)

@@ -1,9 +1,9 @@
-"""The language-model head on a CPU: only labelled positions, from one matrix of logits.
+"""The language-model head on a CPU: only labelled positions, in one matrix of logits.
 
-TRL's fused head is made for Triton. Without it, it scores every position, prompt and padding too, in tiles that
-the backward pass computes again (trl 1.16, `trl/trainer/utils.py`, `add_fused_lm_head`; huggingface/trl#7244). Here the
-labelled positions are gathered first, as TRL does on a GPU, and their logits are kept for the backward pass while
-they fit into `BUDGET_BYTES`; past that, TRL's tiles do the work. `benchmarks/train.py --gains` measures it.
+TRL's fused head is made for Triton. Without Triton it scores every position, prompt and padding included, in tiles that
+the backward pass recomputes (trl 1.16, `trl/trainer/utils.py`, `add_fused_lm_head`; huggingface/trl#7244). Here the
+labelled positions are gathered first, as TRL does on a GPU, and their logits are kept for the backward pass if they fit
+into `BUDGET_BYTES`; otherwise TRL's tiles are used. `benchmarks/train.py --gains` measures it.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ BUDGET_BYTES = 512 * 2**20
 
 
 def use_dense_lm_head() -> bool:
-    """Give TRL's trainers this head where no Triton device is there. Returns whether it did; safe to call again."""
+    """Make TRL's trainers use this head if there is no Triton device. Returns whether it did; safe to call again."""
     import torch
 
     if torch.cuda.is_available() or torch.xpu.is_available():
@@ -24,7 +24,7 @@ def use_dense_lm_head() -> bool:
 
 
 class _DenseLogProb:
-    """Stands in for TRL's autograd function: the same `apply`, the same five results."""
+    """Replaces TRL's autograd function: the same `apply`, the same five results."""
 
     def __init__(self, tiled: Any) -> None:
         self.tiled = tiled
@@ -65,7 +65,7 @@ def logprobs(
 ) -> tuple[Any, Any, Any, Any, Any]:
     """(log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1) of `targets`, each (N,), from `hidden` (N, H).
 
-    Those that are not in `outputs` are None. Only log_probs carries a gradient: the trainers log the others.
+    Those that are not in `outputs` are None. Only log_probs carries a gradient: trainers only log the others.
     """
     import torch
     import torch.nn.functional as F

@@ -1,14 +1,14 @@
-"""LoRA's linear layer on a CPU: PEFT's sums in fewer passes over memory.
+"""LoRA's linear layer on a CPU: PEFT's arithmetic in fewer passes over memory.
 
 PEFT computes `W x`, then `B (A x)`, then scales that, then adds the two; the last three are each a pass over an output
-that has left the cache. Here `B (A x)` is accumulated, scaled, into `W x` by one matrix product, forwards and
-backwards. Adapters, names and files stay PEFT's, and whatever is not the plain case (dropout, DoRA, several adapters,
-4-bit weights, autocast, the hooks of ZeRO-3, of offloading and others) goes to PEFT's own forward. Hooks for all
-modules (`register_module_forward_hook`) do not see the layer's parts, and it is differentiated once, not twice.
+that has left the cache. Here one matrix product accumulates the scaled `B (A x)` into `W x`, forward and backward.
+Adapters, names and files stay PEFT's. Everything but the plain case (so dropout, DoRA, several adapters, 4-bit weights,
+autocast, hooks of ZeRO-3, of offloading or others) goes to PEFT's own forward. Two limits: global module hooks
+(`register_module_forward_hook`) do not see the layer's parts, and there are no second derivatives.
 `benchmarks/train.py --gains` measures it.
 
-PPO takes two ways beyond that: a rollout draws with the adapter `folded` into the weights, and an update computes
-policy and critic `side_by_side`.
+PPO uses two more functions: a rollout samples with the adapter `folded` into the weights, and an update computes policy
+and critic `side_by_side`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def use_accumulated_lora() -> None:
-    """Give PEFT's LoRA layers this forward, in this process; safe to call again."""
+    """Make PEFT's LoRA layers use this forward, in this process; safe to call again."""
     from ...upstream.peft import replace_lora_forward
 
     replace_lora_forward(_forward)
@@ -46,20 +46,20 @@ def _computed(layer: Any, x: Tensor, names: Sequence[str]) -> Tensor:
 
 
 class NotSideBySide(Exception):
-    """A layer was given an input of another shape than the batch's."""
+    """A layer got an input whose shape is not the batch's."""
 
 
 @contextmanager
 def side_by_side(layers: Sequence[Any], names: Sequence[str], batch: torch.Size) -> Iterator[None]:
-    """A batch is as many equal parts as there are adapters here, and each part is computed with its own: one product
-    with the base for all, and the model's Python once. PEFT's own way (`adapter_names`) is for inference alone.
+    """Compute each equal part of a batch with its own adapter: part k with `names[k]`, in one product with the base for
+    all. PEFT's own way (`adapter_names`) is for inference only.
 
-    `layers` are all those of the adapters, and `all_plain`; `batch` is (rows, tokens) of the whole. An input of that
-    shape is taken to have its rows in order. A block that is checkpointed would be recomputed after this has ended,
-    with another adapter.
+    `layers` are all layers of the adapters, and `all_plain`; `batch` is (rows, tokens) of the full batch. An input of
+    that shape is assumed to have its rows in order. Not for gradient checkpointing: blocks would be recomputed after
+    this has ended, with another adapter.
 
-    Raises NotSideBySide, in the block, where an input has another shape: that of experts, say, which are given some of
-    the tokens.
+    Raises NotSideBySide, in the block, where an input has another shape, as in mixtures of experts, whose experts get
+    some of the tokens.
     """
     try:
         for layer in layers:
@@ -77,7 +77,7 @@ def _in_parts(layer: Any, names: Sequence[str], batch: torch.Size, x: Tensor) ->
 
 
 def all_plain(layers: Sequence[Any], names: Sequence[str]) -> bool:
-    """Whether there are layers, all compute by `_forward`, and plain with each of these adapters."""
+    """Whether there are layers, and all of them compute by `_forward` and are plain with each of these adapters."""
     if torch.is_autocast_enabled("cpu") or not layers:
         return False
     return all(type(m).forward is _forward and _is_plain_layer(m, names) for m in layers)
@@ -85,12 +85,11 @@ def all_plain(layers: Sequence[Any], names: Sequence[str]) -> bool:
 
 @contextmanager
 def folded(model: "PreTrainedModel") -> Iterator[None]:
-    """`W + s B A` in place of W and the active adapter, in every plain layer: one product, not three.
+    """Within the block, every plain layer has `W + s B A` in place of W and the active adapter: one product, not three.
 
-    The layer calls that product and nothing of PEFT's, whose own way to a merged layer takes longer, for a few rows,
-    than a small product; so another adapter cannot be chosen meanwhile. The weights are put back, not computed back.
-    Layers that are not plain (16 and 4 bits among them, where the sum would be rounded to another policy) stay as they
-    are.
+    The layer skips PEFT's forward, whose overhead on a merged layer exceeds the product for a few rows; so the adapter
+    must not be switched meanwhile. The original weights are kept and restored exactly. Other layers are left alone,
+    16-bit and 4-bit ones among them, where rounding the sum would change the policy.
     """
     from peft.tuners.lora import Linear
 
@@ -112,7 +111,7 @@ def folded(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def _is_plain(layer: Any, x: Tensor) -> bool:
-    """Whether this input meets a plain layer, in fp32."""
+    """Whether the layer is plain and the input is fp32 on a CPU, without autocast."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     return plain and _is_plain_with_one(layer)
 
@@ -122,7 +121,7 @@ def _is_plain_with_one(layer: Any) -> bool:
 
 
 def _is_plain_layer(layer: Any, names: Sequence[str]) -> bool:
-    """Whether a layer has frozen fp32 weights and these adapters, plain, with nothing that watches their modules."""
+    """Whether a layer has frozen fp32 weights, and these adapters are plain LoRA without hooks on their modules."""
     base = layer.base_layer
     return (
         not (layer.disable_adapters or layer.merged or "forward" in vars(layer) or layer.fan_in_fan_out)
@@ -145,7 +144,7 @@ def _is_plain_adapter(layer: Any, name: str) -> bool:
 
 
 def _is_untouched(part: Any) -> bool:
-    """Whether calling a linear module is no more than its product with fp32 weights in memory."""
+    """Whether a module is an ordinary nn.Linear with fp32 weights in host memory, and nothing hooked to it."""
     from ...upstream.torch import has_hooks
 
     if type(part) is not nn.Linear or "forward" in vars(part):  # accelerate's offloading puts one there
@@ -162,8 +161,8 @@ def _is_untouched(part: Any) -> bool:
 class LowRankLinear(torch.autograd.Function):
     """`y = x Wᵀ + bias + s (x Aᵀ) Bᵀ`, with W and the bias frozen.
 
-    Shapes: x (..., I), W (O, I), A (r, I), B (O, r), y (..., O). Hu et al., 2021, equation 3. With several scalings,
-    and as many A and B in turn, the rows of x are as many equal parts, one for each.
+    Shapes: x (..., I), W (O, I), A (r, I), B (O, r), y (..., O). Hu et al., 2021, equation 3. With n scalings, followed
+    by n pairs of A and B, the rows of x are n equal parts, and part k uses pair k.
     """
 
     @staticmethod
@@ -171,7 +170,7 @@ class LowRankLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scalings: tuple[float, ...], *adapters: Tensor
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        y = x.new_empty(*x.shape[:-1], len(weight))  # returned itself: of a view, autograd forbids changes in place
+        y = x.new_empty(*x.shape[:-1], len(weight))  # returned itself: autograd forbids in-place changes of a view
         flat = y.view(-1, len(weight))
         if bias is None:
             torch.mm(rows, weight.mT, out=flat)
