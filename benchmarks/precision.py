@@ -132,7 +132,7 @@ def tagger_gradients() -> Callable[[Any, float], Any]:
     from posttrain.ner.alignment import encode
     from posttrain.ner.reading import load_sentences
 
-    demo.prepare(ner=True, say=lambda line: None)
+    demo.prepare(lambda line: None, ner=True)
     train = load_sentences(str(DATA_DIR / "train.conll"), NerDataSettings(), key="train_file")
     labels = train.tag_list()
     settings = ModelSettings(dtype="float32")

@@ -64,8 +64,8 @@ def _lines(name: str, panel: Panel, names: Sequence[str], log: Log) -> Chart:
         usual = statistics.median(mean for curve in all_curves for _, _, mean, _ in curve.points)
         if low > 0 and high > SPIKE * usual:  # otherwise all but a spike would be on the axis
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(lambda value, _: "")
+        axes.yaxis.set_major_formatter(lambda value, _: _short_number(value))
         _step_axis(axes)
         if len(shown) > 1:
             _legend(axes)
@@ -95,10 +95,15 @@ def _step_axis(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}")
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: _short_number(step)))
     axes.set_xlabel("step")
+
+
+def _short_number(value: float) -> str:
+    """A tick's label that fits beside an axis: 20k, 0.25, 4e-04."""
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.0e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
 
 
 def _in_words(metric: str, curve: Curve) -> str:
