@@ -51,11 +51,11 @@ extensions:
 	@$(call step,compiling DeepSpeed's CPU parts (one to three minutes),\
 		$(BIN)/python -m posttrain.distributed.deepspeed_build >/dev/null)
 
-# Ten minutes on two cores, this target's set-up included.
+# The short demo; benchmarks/results/demo.md has its time.
 demo: $(CORE)
 	@$(KEEP_BYTECODE) $(BIN)/posttrain demo
 
-# The same in more rows and steps, and PPO by each reward on its own: 15 to 30 minutes.
+# The same in more rows and steps, and PPO by each reward on its own.
 demo-full: $(CORE)
 	@$(KEEP_BYTECODE) $(BIN)/posttrain demo --full
 
