@@ -87,7 +87,7 @@ def test_another_chains_directory_is_refused(chain):
         ("policy: sft", "policy: sfd", r"names no stage: 'sfd'; did you mean 'sft'\?"),
         ("recipe: dpo", "recipe: dpq", r"unknown recipe 'dpq'"),
         ("{policy: sft}", "{polcy: sft}", r"dpo has no input 'polcy'"),
-        ("{recipe: sft, config: sft.yaml}", "{recipe: sft, config: sft.yaml, inputs: {policy: dpo}}", r"circle"),
+        ("{recipe: sft, config: sft.yaml}", "{recipe: sft, config: sft.yaml, inputs: {policy: dpo}}", r"cycle"),
         ("config: sft.yaml", "config: no.yaml", r"no.yaml: no such file"),
         ("launch:", "lunch:", r"unknown key 'lunch'; did you mean 'launch'\?"),
         ("name: tiny", "name: a/b", r"name must be a word"),
